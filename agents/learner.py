@@ -1,0 +1,59 @@
+"""The three types every agent is made of: what it learns from, what it trains, and what it can do."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+from flax import struct
+
+PyTree = Any
+Metrics = dict[str, jax.Array]  # name -> scalar
+
+
+class Spec(Protocol):
+    """What an agent must know of an environment; `resprout.envs.EnvSpec` is one."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def observation_shape(self) -> tuple[int, ...]: ...  # of one environment; images are [H, W, C]
+    @property
+    def discrete(self) -> bool: ...
+    @property
+    def action_size(self) -> int: ...  # number of actions if discrete, else the action's dimension
+
+
+class Batch(struct.PyTreeNode):
+    """Transitions as an agent learns from them; n-step returns are already accumulated."""
+
+    observation: jax.Array  # [B, ...] uint8 or float32
+    action: jax.Array  # [B] int32, or [B, A] float32 in [-1, 1]
+    reward: jax.Array  # [B] float32: sum of the discounted rewards inside the n-step window
+    discount: jax.Array  # [B] float32: gamma^n of the true n, 0 where the episode terminated
+    next_observation: jax.Array  # [B, ...] the observation to bootstrap from; of a truncated episode its true last one
+    weight: jax.Array  # [B] float32: importance weight of each error, 1 under uniform sampling
+
+
+class Learner(struct.PyTreeNode):
+    """One network and its optimiser: the unit that an intervention edits."""
+
+    params: PyTree
+    target_params: PyTree  # None for a network without a target
+    opt_state: PyTree
+
+
+class Agent(NamedTuple):
+    """An agent as pure functions over an immutable state made of `Learner`s; nothing in it waits for the device.
+
+    init(key) -> state
+    act(state, observation [B, ...], key, agent_step=None) -> action: exploring; `agent_step` (agent steps taken so far)
+        drives an exploration schedule, None means its end. Continuous actions lie in [-1, 1].
+    exploit(state, observation [B, ...], key) -> action: the policy that evaluation measures.
+    update(state, batch, key) -> (state, metrics, priorities [B]): one gradient step; a priority is the size of the
+        example's error, which samplers without priorities ignore.
+    """
+
+    init: Callable[[jax.Array], PyTree]
+    act: Callable[..., jax.Array]
+    exploit: Callable[[PyTree, jax.Array, jax.Array], jax.Array]
+    update: Callable[[PyTree, Batch, jax.Array], tuple[PyTree, Metrics, jax.Array]]
