@@ -1,0 +1,60 @@
+# Everything here works on a bare machine with Python 3.11 or newer: each target first makes what it needs.
+PYTHON ?= python3
+TRAIN ?= sac --env mujoco/HalfCheetah-v5 --steps 20000 --seed 0
+BENCH ?= --repeats 5
+
+# `python -m` in this folder would put agents/, envs/ ... on the path under names that other packages use.
+export PYTHONSAFEPATH := 1
+
+INSTALLED := .venv/.installed
+PEERS := .venv-peers/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-slow lint format bench-peers lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## install the locked versions and resprout itself (editable) into .venv
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("resprout needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --require-hashes --requirement requirements.lock
+	.venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+train: setup ## the main job: train SAC for about two minutes; flags in TRAIN="..."
+	.venv/bin/resprout train $(TRAIN)
+
+test: setup ## every test but the slow ones
+	.venv/bin/pytest -m "not slow"
+
+test-slow: setup ## the slow tests
+	.venv/bin/pytest -m slow || [ $$? -eq 5 ] # 5: there are none
+
+lint: setup ## style, format and types
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	mkdir -p .typing && ln -sfn .. .typing/resprout
+	.venv/bin/mypy
+
+format: setup ## put the code in the form that lint asks for
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+bench-peers: setup $(PEERS) ## speed beside sbx and Stable-Baselines3, in paired runs; flags in BENCH="..."
+	.venv/bin/python -m resprout.benchmarks.peers --peers-python .venv-peers/bin/python $(BENCH)
+
+$(PEERS): requirements-peers.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --requirement requirements-peers.txt
+	touch $@
+
+lock: setup ## requirements.lock anew from pyproject.toml, newest versions
+	.venv/bin/uv pip compile pyproject.toml --group dev --extra tensorboard --universal --python-version 3.11 \
+	  --fork-strategy fewest --upgrade --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet \
+	  --output-file requirements.lock
+
+clean: ## remove both environments and every cache
+	rm -rf .venv .venv-peers .typing .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
