@@ -1,11 +1,38 @@
-"""Network bodies that more than one agent uses; each ends in the activations that a head reads."""
+"""Network bodies that more than one agent uses; each ends in the activations that a head reads.
 
+Widths are multiplied by `width` and rounded up, as in ReDo's code (Sokar et al., 2023). Images are [B, H, W, C]; uint8 ones
+are scaled to [0, 1] inside, float ones are taken as they are.
+"""
+
+import math
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 Initializer = Callable[..., jax.Array]
+
+NATURE_LAYERS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # channels, kernel, stride; Mnih et al. (2015), Methods
+NATURE_MIN_SIZE = 36  # pixels; the smallest side that leaves a pixel after the three unpadded convolutions
+IMPALA_CHANNELS = (16, 32, 32)  # Espeholt et al. (2018), figure 3
+IMPALA_BLOCKS = 2
+MINATAR_CHANNELS = 16  # Young & Tian (2019), section 4
+
+
+def scale_pixels(images: jax.Array) -> jax.Array:
+    """float32 images: uint8 scaled to [0, 1], floats unchanged."""
+    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
+
+
+def flatten(observations: jax.Array) -> jax.Array:
+    """[B, ...] -> [B, N] float32, unscaled; the torso of vector observations, and the end of every other."""
+    return observations.reshape(observations.shape[0], -1).astype(jnp.float32)
+
+
+def scaled(size: int, width: float) -> int:
+    """Number of units of a layer of `size` at a width multiplier."""
+    return math.ceil(size * width)
 
 
 class MLP(nn.Module):
@@ -23,3 +50,107 @@ class MLP(nn.Module):
                 x = nn.LayerNorm(name=f"norm_{index}")(x)
             x = nn.relu(x)
         return x
+
+
+class NatureCNN(nn.Module):
+    """Three convolutions of DQN (Mnih et al., 2015), flattened channel-last; [B, H, W, C] -> [B, units].
+
+    From 84 x 84, SAME (Dopamine) leaves 11 * 11 * 64 = 7744 units, VALID (Mnih et al.) 7 * 7 * 64 = 3136.
+    """
+
+    width: float = 1.0
+    padding: str = "same"
+    kernel_init: Initializer = nn.initializers.xavier_uniform()
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        x = scale_pixels(images)
+        for index, (channels, kernel, stride) in enumerate(NATURE_LAYERS):
+            x = nn.Conv(
+                scaled(channels, self.width),
+                kernel_size=(kernel, kernel),
+                strides=stride,
+                padding=self.padding.upper(),
+                kernel_init=self.kernel_init,
+                name=f"conv_{index}",
+            )(x)
+            x = nn.relu(x)
+        return flatten(x)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(relu(conv(relu(x)))), 3 x 3 SAME; the hidden channels are this block's alone, the outer ones the stream."""
+
+    channels: int
+    kernel_init: Initializer
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        hidden = nn.Conv(self.channels, (3, 3), kernel_init=self.kernel_init, name="conv_0")(nn.relu(x))
+        return x + nn.Conv(self.channels, (3, 3), kernel_init=self.kernel_init, name="conv_1")(nn.relu(hidden))
+
+
+class ImpalaResNet(nn.Module):
+    """Residual torso of IMPALA (Espeholt et al., 2018, figure 3), flattened channel-last; [B, H, W, C] -> [B, units].
+
+    Three stacks of convolution, 3 x 3 max-pool of stride 2, two residual blocks; 84 x 84 leaves 11 * 11 * 32 * width units.
+    """
+
+    width: float = 1.0
+    kernel_init: Initializer = nn.initializers.xavier_uniform()
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        x = scale_pixels(images)
+        for stack, base in enumerate(IMPALA_CHANNELS):
+            channels = scaled(base, self.width)
+            x = nn.Conv(channels, (3, 3), kernel_init=self.kernel_init, name=f"stack_{stack}_conv")(x)
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+            for block in range(IMPALA_BLOCKS):
+                x = ResidualBlock(channels, self.kernel_init, name=f"stack_{stack}_block_{block}")(x)
+        return flatten(nn.relu(x))
+
+
+class MinAtarCNN(nn.Module):
+    """One 3 x 3 VALID convolution over binary planes (Young & Tian, 2019), flattened; [B, 10, 10, C] -> [B, 8 * 8 * 16 * width].
+
+    Planes are 0 or 1 whatever their dtype, so that nothing is scaled.
+    """
+
+    width: float = 1.0
+    kernel_init: Initializer = nn.initializers.xavier_uniform()
+
+    @nn.compact
+    def __call__(self, planes: jax.Array) -> jax.Array:
+        channels = scaled(MINATAR_CHANNELS, self.width)
+        x = nn.Conv(channels, (3, 3), padding="VALID", kernel_init=self.kernel_init, name="conv_0")(
+            planes.astype(jnp.float32)
+        )
+        return flatten(nn.relu(x))
+
+
+class QNetwork(nn.Module):
+    """Action values of every action; [B, ...] -> [B, actions], or logits [B, actions, atoms] where `atoms` is given.
+
+    dueling: V + A - mean_a A (Wang et al., 2016, eq. 9), for each atom. Both heads read the same hidden layer, as in
+        Dopamine; Wang et al. give each its own.
+    """
+
+    torso: Callable[[jax.Array], jax.Array]
+    hidden: MLP
+    actions: int
+    atoms: int | None = None
+    dueling: bool = False
+    kernel_init: Initializer = nn.initializers.xavier_uniform()
+
+    @nn.compact
+    def __call__(self, observations: jax.Array) -> jax.Array:
+        x = self.hidden(self.torso(observations))
+        if not self.dueling:
+            return self._head(x, self.actions, "head")
+        value, advantage = self._head(x, 1, "value"), self._head(x, self.actions, "advantage")
+        return value + advantage - advantage.mean(axis=1, keepdims=True)
+
+    def _head(self, x: jax.Array, actions: int, name: str) -> jax.Array:
+        outputs = nn.Dense(actions * (self.atoms or 1), kernel_init=self.kernel_init, name=name)(x)
+        return outputs if self.atoms is None else outputs.reshape(-1, actions, self.atoms)

@@ -1,0 +1,307 @@
+"""DQN and its family: double, dueling, n-step, C51 and DrQ(eps), each a field of one config."""
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, cast, get_args
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.nn.initializers import glorot_uniform as xavier_uniform
+
+from .augmentation import random_intensity, random_shift
+from .learner import Agent, Batch, Learner, Metrics, PyTree, Spec
+from .networks import (
+    MLP,
+    NATURE_MIN_SIZE,
+    ImpalaResNet,
+    MinAtarCNN,
+    NatureCNN,
+    QNetwork,
+    flatten,
+    scale_pixels,
+    scaled,
+)
+
+Loss = Literal["huber", "mse"]
+Distribution = Literal["none", "c51"]
+Torso = Literal["auto", "nature", "impala", "minatar", "mlp"]
+Padding = Literal["same", "valid"]
+
+TORSO_HIDDEN = {
+    "nature": (512,),
+    "impala": (512,),
+    "minatar": (128,),
+    "mlp": (256, 256),
+}  # Dopamine; Young & Tian (2019)
+IMAGE_TORSOS = ("nature", "impala")
+
+
+@dataclass(frozen=True)
+class DQN:
+    """Deep Q-learning (Mnih et al., 2015) with the settings of Dopamine (Castro et al., 2018) as defaults.
+
+    ValueError in one line names a field whose value cannot be.
+    """
+
+    gamma: float = 0.99  # discount per agent step; the batch carries gamma^n already
+    n_step: int = 1  # agent steps summed into one reward (by the replay, on the way in); Rainbow 3, DrQ(eps) 10
+    double: bool = (
+        False  # the online network chooses the action that the target network values; van Hasselt et al. (2016)
+    )
+    dueling: bool = False  # value and advantage heads; Wang et al. (2016), eq. 9
+    loss: Loss = "huber"  # of a temporal-difference error; mse is its square, without 1/2. C51 has its cross entropy
+    distribution: Distribution = "none"  # c51: a categorical distribution of returns; Bellemare et al. (2017)
+    atoms: int = 51  # of the distribution's support; Bellemare et al. (2017)
+    v_min: float = -10.0  # lowest return of the support
+    v_max: float = 10.0  # highest return of the support
+    torso: Torso = "auto"  # auto: vectors mlp, images below 36 pixels minatar, others nature
+    padding: Padding = "same"  # of the Nature convolutions: same (Dopamine) or valid (Mnih et al.)
+    width: float = 1.0  # multiplies every layer's units, rounded up
+    hidden: tuple[int, ...] | None = None  # units of the dense layers after the torso; None is the torso's own
+    learning_rate: float = 6.25e-5  # of Adam
+    adam_eps: float = 1.5e-4  # of Adam
+    max_grad_norm: float | None = None  # clip the gradient's global norm to this; None does not
+    target_period: int = 2000  # gradient steps; Dopamine's 8000 agent steps at an update every 4
+    tau: float = 1.0  # share of the online parameters that a target update takes over; 1 copies
+    epsilon_start: float = 1.0  # probability of a random action
+    epsilon_end: float = 0.01  # probability of a random action
+    epsilon_decay_steps: int = 250_000  # agent steps of linear decay, counted after the warm-up
+    epsilon_eval: float = 0.001  # probability of a random action in evaluation
+    random_shift: int = 0  # pixels; DrQ(eps) 4
+    intensity: float = 0.0  # standard deviation of the brightness factor; DrQ(eps) 0.05
+    batch_size: int = 32  # transitions
+    replay_ratio: float = 0.25  # gradient steps per agent step
+    warmup: int = 20_000  # agent steps of random actions before the first gradient step
+    capacity: int = 1_000_000  # transitions
+
+    def __post_init__(self) -> None:
+        for name, choices in (("loss", Loss), ("distribution", Distribution), ("torso", Torso), ("padding", Padding)):
+            value, known = getattr(self, name), get_args(choices)
+            _require(value in known, name, value, f"one of {', '.join(known)}")
+        for name in _POSITIVE:
+            _require(getattr(self, name) > 0, name, getattr(self, name), "positive")
+        for name in ("gamma", "epsilon_start", "epsilon_end", "epsilon_eval"):
+            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
+        for name in ("random_shift", "intensity"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "zero or more")
+        _require(self.tau <= 1, "tau", self.tau, "at most 1")
+        _require(self.atoms > 1, "atoms", self.atoms, "2 or more")
+        _require(self.v_min < self.v_max, "v_min", self.v_min, f"below v_max ({self.v_max})")
+        _require(all(size > 0 for size in self.hidden or ()), "hidden", self.hidden, "positive sizes")
+        _require(self.max_grad_norm is None or self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "positive")
+
+    def build(self, spec: Spec) -> Agent:
+        """Pure functions for this environment; ValueError in one line where the two do not fit."""
+        if not spec.discrete:
+            raise ValueError(f"DQN needs discrete actions; {spec.id} has {spec.action_size} continuous ones: use SAC")
+        return _build(self, q_network(self, spec), spec.observation_shape)
+
+
+_POSITIVE = (
+    *("n_step", "width", "learning_rate", "adam_eps", "target_period", "tau", "epsilon_decay_steps"),
+    *("batch_size", "replay_ratio", "warmup", "capacity"),
+)
+
+
+def _require(holds: bool, name: str, value: object, wanted: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} must be {wanted}, not {value}")
+
+
+class DQNState(struct.PyTreeNode):
+    critic: Learner  # no target_params where the target is the online network (see `_build`)
+    gradient_step: jax.Array  # () int32: gradient steps taken
+
+
+def q_network(config: DQN, spec: Spec) -> QNetwork:
+    """Network of action values for this environment; ValueError where torso and observation do not fit."""
+    shape = spec.observation_shape
+    torso = automatic_torso(shape) if config.torso == "auto" else config.torso
+    if torso != "mlp" and len(shape) != 3:
+        raise ValueError(f"torso {torso} needs [H, W, C] observations; {spec.id} has {list(shape)}: use mlp")
+    if torso == "nature" and config.padding == "valid" and min(shape[:2]) < NATURE_MIN_SIZE:
+        raise ValueError(
+            f"padding valid needs images of {NATURE_MIN_SIZE} pixels; {spec.id} has {shape[0]} x {shape[1]}"
+        )
+    if config.random_shift and len(shape) != 3:
+        raise ValueError(f"random_shift needs [H, W, C] observations; {spec.id} has {list(shape)}")
+    if config.intensity and torso not in IMAGE_TORSOS:
+        raise ValueError(f"intensity needs a torso that reads pixels ({', '.join(IMAGE_TORSOS)}), not {torso}")
+    torsos: dict[str, Callable[[jax.Array], jax.Array]] = {
+        "nature": NatureCNN(config.width, config.padding),
+        "impala": ImpalaResNet(config.width),
+        "minatar": MinAtarCNN(config.width),
+        "mlp": flatten,
+    }
+    sizes = TORSO_HIDDEN[torso] if config.hidden is None else config.hidden
+    return QNetwork(
+        torso=torsos[torso],
+        hidden=MLP(tuple(scaled(size, config.width) for size in sizes), kernel_init=xavier_uniform()),
+        actions=spec.action_size,
+        atoms=config.atoms if config.distribution == "c51" else None,
+        dueling=config.dueling,
+    )
+
+
+def automatic_torso(observation_shape: tuple[int, ...]) -> str:
+    """The torso that `auto` stands for."""
+    if len(observation_shape) != 3:
+        return "mlp"
+    return "minatar" if min(observation_shape[:2]) < NATURE_MIN_SIZE else "nature"
+
+
+def td_error(
+    q_tm1: jax.Array,
+    a_tm1: jax.Array,
+    r_t: jax.Array,
+    discount_t: jax.Array,
+    q_t_target: jax.Array,
+    q_t_selector: jax.Array,
+) -> jax.Array:
+    """r_t + discount_t * q_t_target[argmax q_t_selector] - q_tm1[a_tm1] of one transition; no gradient through the target.
+
+    q_*: [A]; a_tm1, r_t, discount_t: () -> (). Q-learning where the selector is q_t_target itself, double Q-learning
+    (van Hasselt et al., 2016, eq. 4) where it is the online network's.
+    """
+    chex.assert_rank([q_tm1, a_tm1, r_t, discount_t, q_t_target, q_t_selector], [1, 0, 0, 0, 1, 1])
+    target = r_t + discount_t * q_t_target[jnp.argmax(q_t_selector)]
+    return jax.lax.stop_gradient(target) - q_tm1[a_tm1]
+
+
+def categorical_projection(returns: jax.Array, probabilities: jax.Array, support: jax.Array) -> jax.Array:
+    """A distribution over arbitrary `returns` as one over the evenly spaced `support`; Bellemare et al. (2017), eq. 7.
+
+    returns, probabilities, support: [N] -> [N]. Returns outside the support go to its ends; the mass is kept.
+    """
+    chex.assert_rank([returns, probabilities, support], 1)
+    spacing = support[1] - support[0]
+    distance = jnp.abs(jnp.clip(returns, support[0], support[-1])[:, None] - support[None, :]) / spacing
+    return probabilities @ jnp.clip(1 - distance, 0, 1)
+
+
+def categorical_cross_entropy(
+    logits_tm1: jax.Array,
+    a_tm1: jax.Array,
+    r_t: jax.Array,
+    discount_t: jax.Array,
+    logits_t_target: jax.Array,
+    q_t_selector: jax.Array,
+    support: jax.Array,
+) -> jax.Array:
+    """Cross entropy of the projected target and the prediction, of one transition; Bellemare et al. (2017), algorithm 1.
+
+    logits_*: [A, N]; q_t_selector: [A]; support: [N]; others () -> (). No gradient through the target.
+    """
+    chex.assert_rank(
+        [logits_tm1, a_tm1, r_t, discount_t, logits_t_target, q_t_selector, support], [2, 0, 0, 0, 2, 1, 1]
+    )
+    probabilities_t = jax.nn.softmax(logits_t_target[jnp.argmax(q_t_selector)])
+    target = categorical_projection(r_t + discount_t * support, probabilities_t, support)
+    return -jnp.dot(jax.lax.stop_gradient(target), jax.nn.log_softmax(logits_tm1[a_tm1]))
+
+
+def epsilon(config: DQN, agent_step: jax.Array | int) -> jax.Array:
+    """Probability of a random action after `agent_step` agent steps: linear from the end of the warm-up (Dopamine)."""
+    progress = jnp.clip((agent_step - config.warmup) / config.epsilon_decay_steps, 0, 1)
+    return config.epsilon_start + progress * (config.epsilon_end - config.epsilon_start)
+
+
+def epsilon_greedy(key: jax.Array, q_values: jax.Array, epsilon: jax.Array | float) -> jax.Array:
+    """Random action with probability `epsilon`, else the first of the best; [B, A] -> [B] int32."""
+    explore_key, action_key = jax.random.split(key)
+    batch_size, actions = q_values.shape
+    random_action = jax.random.randint(action_key, (batch_size,), 0, actions)
+    explore = jax.random.uniform(explore_key, (batch_size,)) < epsilon
+    return jnp.where(explore, random_action, jnp.argmax(q_values, axis=1))
+
+
+def augment(config: DQN, key: jax.Array, observation: jax.Array) -> jax.Array:
+    """Shift, then brightness on [0, 1], as in Dopamine's DrQ(eps); what the config does not ask for is left out."""
+    shift_key, intensity_key = jax.random.split(key)
+    if config.random_shift:
+        observation = random_shift(shift_key, observation, config.random_shift)
+    if config.intensity:
+        observation = random_intensity(intensity_key, scale_pixels(observation), config.intensity)
+    return observation
+
+
+def _build(config: DQN, network: QNetwork, observation_shape: tuple[int, ...]) -> Agent:
+    clip = optax.identity() if config.max_grad_norm is None else optax.clip_by_global_norm(config.max_grad_norm)
+    tx = optax.chain(clip, optax.adam(config.learning_rate, eps=config.adam_eps))
+    support = jnp.linspace(config.v_min, config.v_max, config.atoms)
+    apply = cast(Callable[[PyTree, jax.Array], jax.Array], network.apply)
+    categorical = config.distribution == "c51"
+    # A copy after every gradient step is the online network: a second one would only cost memory and time.
+    has_target = config.target_period > 1 or config.tau < 1
+
+    def values(outputs: jax.Array) -> jax.Array:
+        return jax.nn.softmax(outputs) @ support if categorical else outputs
+
+    def init(key: jax.Array) -> DQNState:
+        params = network.init(key, jnp.zeros((1, *observation_shape)))
+        target_params = jax.tree.map(jnp.copy, params) if has_target else None
+        return DQNState(Learner(params, target_params, tx.init(params)), jnp.zeros((), jnp.int32))
+
+    def greedy(state: DQNState, observation: jax.Array, key: jax.Array, epsilon: jax.Array | float) -> jax.Array:
+        return epsilon_greedy(key, values(apply(state.critic.params, observation)), epsilon)
+
+    def act(
+        state: DQNState, observation: jax.Array, key: jax.Array, agent_step: jax.Array | int | None = None
+    ) -> jax.Array:
+        return greedy(
+            state, observation, key, config.epsilon_end if agent_step is None else epsilon(config, agent_step)
+        )
+
+    def exploit(state: DQNState, observation: jax.Array, key: jax.Array) -> jax.Array:
+        return greedy(state, observation, key, config.epsilon_eval)
+
+    def update(state: DQNState, batch: Batch, key: jax.Array) -> tuple[DQNState, Metrics, jax.Array]:
+        critic = state.critic
+        observation_key, next_key = jax.random.split(key)
+        observation = augment(config, observation_key, batch.observation)
+        next_observation = augment(config, next_key, batch.next_observation)
+        outputs_t = apply(critic.target_params if has_target else critic.params, next_observation)
+        double = config.double and has_target
+        q_t = values(outputs_t)
+        q_t_selector = values(apply(critic.params, next_observation)) if double else q_t
+
+        def loss_function(params: PyTree) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+            outputs_tm1 = apply(params, observation)
+            q_tm1 = values(outputs_tm1)
+            transition = (batch.action, batch.reward, batch.discount)
+            error = jax.vmap(td_error)(q_tm1, *transition, q_t, q_t_selector)
+            if categorical:
+                cross_entropy = jax.vmap(partial(categorical_cross_entropy, support=support))
+                loss = priority = cross_entropy(outputs_tm1, *transition, outputs_t, q_t_selector)
+            else:
+                loss = optax.huber_loss(error) if config.loss == "huber" else jnp.square(error)
+                priority = jnp.abs(error)
+            q = jax.vmap(operator.getitem)(q_tm1, batch.action)
+            return jnp.mean(batch.weight * loss), (priority, error, q)
+
+        (loss, (priority, error, q)), gradient = jax.value_and_grad(loss_function, has_aux=True)(critic.params)
+        updates, opt_state = tx.update(gradient, critic.opt_state, critic.params)
+        params = optax.apply_updates(critic.params, updates)
+        gradient_step = state.gradient_step + 1
+        target_params = critic.target_params
+        if has_target:
+            target_params = jax.lax.cond(
+                gradient_step % config.target_period == 0,
+                lambda: optax.incremental_update(params, critic.target_params, config.tau),
+                lambda: critic.target_params,
+            )
+        metrics = {
+            "critic/loss": loss,
+            "critic/q_mean": q.mean(),
+            "critic/target_mean": (q + error).mean(),
+            "critic/td_error_abs": jnp.abs(error).mean(),
+            "critic/grad_norm": optax.global_norm(gradient),
+        }
+        return DQNState(Learner(params, target_params, opt_state), gradient_step), metrics, priority
+
+    return Agent(init, act, exploit, update)
