@@ -1,0 +1,251 @@
+"""The loop and the run around it, on real environments: counts, one trace, exact resume, interruption, bad numbers."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from resprout.agents import DQN, SAC
+from resprout.training import Experiment, ExperimentError, TrainingStopped, checkpoint, train
+from resprout.training import run as run_module
+from resprout.training.metrics import MetricsFile, read_metrics
+
+DQN_SMALL = DQN(warmup=100, batch_size=8, hidden=(16,), target_period=10, epsilon_decay_steps=200, capacity=300)
+SAC_SMALL = SAC(warmup=100, batch_size=8, hidden=(16, 16), capacity=300, n_step=3)
+
+
+def small(agent: Any, env: str, directory: Path, **changes: Any) -> Experiment:
+    """A run of 400 agent steps with a checkpoint at every 200."""
+    fields = {"steps": 400, "log_every": 100, "checkpoint_every": 200, "eval_episodes": 0, "out": str(directory)}
+    return Experiment(agent=agent, env=env, **fields | changes)
+
+
+def comparable(directory: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without the clock."""
+    clock = ("wall_clock", "steps_per_second")
+    return [
+        {key: value for key, value in line.items() if key not in clock}
+        for line in read_metrics(directory / "metrics.jsonl")
+    ]
+
+
+def assert_equal(left: Any, right: Any) -> None:
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def cut_after(directory: Path, step: int) -> None:
+    """Leave a run directory as a kill -9 right after the checkpoint at `step` would."""
+    for path in checkpoint.names(directory / "checkpoints"):
+        if int(path.name) > step:
+            shutil.rmtree(path)
+    (directory / "summary.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("agent", "env", "changes"),
+    [
+        (DQN_SMALL, "minatar/Breakout", {"num_envs": 2}),
+        (DQN(**{**vars(DQN_SMALL), "n_step": 3}), "gym/CartPole-v1", {}),
+        (DQN(**{**vars(DQN_SMALL), "double": True, "dueling": True}), "atari/Pong", {"steps": 300, "checkpoint_every": 150}),
+        (SAC_SMALL, "gym/Pendulum-v1", {"sync": True}),
+        (SAC_SMALL, "gym/Hopper-v5", {"num_envs": 2}),
+        (SAC_SMALL, "mujoco/Hopper-v5", {}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_resumed_run_equals_one_never_stopped(agent: Any, env: str, changes: Any, tmp_path: Path) -> None:
+    whole = train(small(agent, env, tmp_path / "whole", **changes), quiet=True)
+    halved = small(agent, env, tmp_path / "halved", **changes)
+    train(halved, quiet=True)
+    cut_after(tmp_path / "halved", halved.checkpoint_every)
+    resumed = train(halved, resume=tmp_path / "halved", quiet=True)
+    assert_equal(whole.state, resumed.state)
+    assert comparable(tmp_path / "whole") == comparable(tmp_path / "halved")
+
+
+@pytest.mark.parametrize("env", ["gym/CartPole-v1", "minatar/Asterix"])
+def test_a_finished_run_goes_on_as_if_it_had_been_longer(env: str, tmp_path: Path) -> None:
+    """These environments are captured whole, so a checkpoint anywhere leaves the run as it was."""
+    whole = train(small(DQN_SMALL, env, tmp_path / "whole", checkpoint_every=0), quiet=True)
+    train(small(DQN_SMALL, env, tmp_path / "half", checkpoint_every=0, steps=250), quiet=True)
+    longer = small(DQN_SMALL, env, tmp_path / "half", checkpoint_every=0)
+    resumed = train(longer, resume=tmp_path / "half", quiet=True)
+    assert_equal(whole.state, resumed.state)
+    assert comparable(tmp_path / "whole") == comparable(tmp_path / "half")
+
+
+def command(*arguments: str) -> list[str]:
+    return [str(Path(sys.executable).with_name("resprout")), *arguments]
+
+
+CLI_RUNS = {
+    "dqn": ("dqn", "--env", "minatar/Breakout", "--agent.warmup", "100", "--agent.capacity", "5000"),
+    "sac": ("sac", "--env", "mujoco/Hopper-v5", "--agent.warmup", "100", "--agent.hidden", "16", "16"),
+}
+
+
+@pytest.mark.parametrize("agent", CLI_RUNS)
+def test_kill_nine_then_resume_equals_one_never_stopped(agent: str, tmp_path: Path) -> None:
+    flags = ("--steps", "6000", "--checkpoint-every", "3000", "--eval-episodes", "0")
+    subprocess.run(command("train", *CLI_RUNS[agent], *flags, "--out", str(tmp_path / "whole")), check=True)
+    killed = subprocess.Popen(command("train", *CLI_RUNS[agent], *flags, "--out", str(tmp_path / "killed")))
+    first = tmp_path / "killed" / "checkpoints" / f"{3000:012d}"
+    while not first.exists():
+        assert killed.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    assert not (tmp_path / "killed" / "summary.json").exists()
+    subprocess.run(command("train", "--resume", str(tmp_path / "killed")), check=True)
+    assert comparable(tmp_path / "whole") == comparable(tmp_path / "killed")
+    config = json.loads((tmp_path / "whole" / "config.json").read_text())
+    states = []
+    for name in ("whole", "killed"):
+        path, complaints = checkpoint.newest(tmp_path / name / "checkpoints")
+        assert not complaints
+        with ocp.StandardCheckpointer() as checkpointer:
+            states.append(checkpointer.restore(path / "state"))
+    assert_equal(*states)
+    assert config["digest"] == json.loads((tmp_path / "killed" / "config.json").read_text())["digest"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_go_on(number: int, code: int, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    flags = ("--steps", "10000000", "--eval-episodes", "0", "--log-every", "100", "--out", str(out))
+    process = subprocess.Popen(command("train", *CLI_RUNS["dqn"], *flags), stderr=subprocess.PIPE, text=True)
+    while not read_metrics(out / "metrics.jsonl"):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == code
+    assert f"resprout train --resume {out}" in said.splitlines()[-1]
+    step = int(checkpoint.newest(out / "checkpoints")[0].name)
+    subprocess.run(command("train", "--resume", str(out), "--steps", str(step + 200)), check=True)
+    assert json.loads((out / "summary.json").read_text())["agent_steps"] == step + 200
+
+
+@pytest.mark.parametrize(("ratio", "num_envs"), [(0.25, 1), (0.3, 2), (2.0, 1), (0.1, 3)])
+@pytest.mark.parametrize("sync", [True, False])
+def test_replay_ratio_is_paid_exactly(ratio: float, num_envs: int, sync: bool, tmp_path: Path) -> None:
+    experiment = small(
+        DQN_SMALL, "gym/CartPole-v1", tmp_path / "run", replay_ratio=ratio, num_envs=num_envs, sync=sync, steps=402
+    )
+    result = train(experiment, quiet=True)
+    learning_steps = sum(num_envs for step in range(num_envs, 403, num_envs) if step > DQN_SMALL.warmup)
+    assert result.summary["gradient_steps"] == int(learning_steps * ratio + 1e-9)
+
+
+def test_functions_are_traced_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    original = run_module.compile_functions
+    monkeypatch.setattr(run_module, "compile_functions", lambda *args: compiled.append(original(*args)) or compiled[-1])
+    agent = DQN(**{**vars(DQN_SMALL), "n_step": 3})  # episode ends write several transitions at once
+    train(small(agent, "gym/CartPole-v1", tmp_path / "run", num_envs=2), quiet=True)
+    for name, function in vars(compiled[0]).items():
+        assert function._cache_size() == 1, name
+
+
+def test_watching_leaves_training_bit_identical(tmp_path: Path) -> None:
+    plain = train(small(SAC_SMALL, "gym/Pendulum-v1", tmp_path / "plain"), quiet=True)
+    watched = small(
+        SAC_SMALL, "gym/Pendulum-v1", tmp_path / "watched", eval_every=50, eval_episodes=2, log_every=30,
+        checkpoint_every=70,
+    )  # fmt: skip
+    assert_equal(plain.state, train(watched, quiet=True).state)
+
+
+def test_seeds_repeat_and_differ(tmp_path: Path) -> None:
+    runs = [
+        train(small(DQN_SMALL, "gym/CartPole-v1", tmp_path / str(index), seed=seed), quiet=True)
+        for index, seed in enumerate((3, 3, 4))
+    ]
+    assert_equal(runs[0].state, runs[1].state)
+    lines = [comparable(run.directory) for run in runs]
+    assert lines[0] == lines[1] != lines[2]
+    kernels = [jax.tree.leaves(run.state.critic.params)[-1] for run in runs]
+    assert not np.array_equal(kernels[0], kernels[2])
+
+
+DIVERGING = DQN(**{**vars(DQN_SMALL), "learning_rate": 1e30, "loss": "mse"})
+
+
+def test_a_metric_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(TrainingStopped, match=r"critic/\w+ became (nan|inf) at gradient step \d+; .*checkpoint"):
+        train(small(DIVERGING, "gym/CartPole-v1", tmp_path / "run"), quiet=True)
+
+
+def test_gradient_steps_that_are_not_finite_can_be_skipped(tmp_path: Path) -> None:
+    result = train(small(DIVERGING, "gym/CartPole-v1", tmp_path / "run", on_nan="skip"), quiet=True)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.state))
+    assert sum(line["updates/skipped"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")) > 0
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    experiment = small(DQN_SMALL, "gym/CartPole-v1", tmp_path / "run")
+    whole = train(experiment, quiet=True)
+    last = checkpoint.names(tmp_path / "run" / "checkpoints")[-1]
+    victim = max((path for path in (last / "state").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    resumed = train(experiment, resume=tmp_path / "run")
+    assert f"checkpoint {last} is damaged" in capfd.readouterr().err
+    assert_equal(whole.state, resumed.state)
+    for path in checkpoint.names(tmp_path / "run" / "checkpoints"):
+        (path / "manifest.json").write_text("{")
+    with pytest.raises(checkpoint.CheckpointError, match="no readable checkpoint"):
+        train(experiment, resume=tmp_path / "run", quiet=True)
+
+
+def test_a_checkpoint_costs_what_is_new(tmp_path: Path) -> None:
+    """Each transition is written once, however many checkpoints hold it, and goes when none does."""
+    agent = DQN(**{**vars(DQN_SMALL), "capacity": 250})
+    experiment = small(agent, "minatar/Breakout", tmp_path / "run", checkpoint_every=50, keep_checkpoints=1)
+    written: dict[str, int] = {}
+    original = checkpoint._publish
+
+    def publish(temporary: Path, final: Path) -> None:
+        assert final.name not in written
+        written[final.name] = 1
+        original(temporary, final)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "_publish", publish)
+        train(experiment, quiet=True)
+    spans = [tuple(map(int, name.split("-"))) for name in written if "-" in name]
+    assert spans == [(start, start + 50) for start in range(0, 400, 50)]
+    left = sorted(path.name for path in (tmp_path / "run" / "checkpoints" / "replay").iterdir())
+    assert left == [f"{start:012d}-{start + 50:012d}" for start in range(150, 400, 50)]
+
+
+def test_a_last_line_cut_short_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2, "x"')
+    assert read_metrics(path) == [{"step": 1}]
+    file = MetricsFile(path, keep_bytes=12)
+    file.write({"step": 3})
+    file.close()
+    assert read_metrics(path) == [{"step": 1}, {"step": 3}]
+
+
+def test_a_finished_run_says_so(tmp_path: Path) -> None:
+    experiment = small(DQN_SMALL, "gym/CartPole-v1", tmp_path / "run", steps=150)
+    train(experiment, quiet=True)
+    with pytest.raises(ExperimentError, match="complete at 150 agent steps; give more --steps"):
+        train(experiment, resume=tmp_path / "run", quiet=True)
+
+
+def test_experiment_survives_its_file() -> None:
+    experiment = Experiment(agent=SAC(hidden=(8, 9)), env="mujoco/Hopper-v5", replay_ratio=0.5)
+    assert Experiment.from_json(json.loads(json.dumps(experiment.to_json()))) == experiment

@@ -1,0 +1,275 @@
+"""The command line. JAX is imported only by the command that needs it."""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import json
+import os
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any, NoReturn
+
+USAGE = """\
+resprout: deep reinforcement learning that keeps learning
+
+  resprout train AGENT --env ENV [FLAG ...]     train; `resprout train AGENT --help` lists every flag
+  resprout train --resume DIR [--steps N]       go on with a run that was stopped, or with a finished one
+  resprout eval DIR [--episodes N] [--video FILE.mp4]     play the newest checkpoint of a run
+  resprout list agents|envs|replays|presets     what there is, a line each
+  resprout --version
+
+AGENT is dqn or sac. ENV is atari/Breakout, mujoco/HalfCheetah-v5, dmc/walker-run, metaworld/hammer,
+minatar/Breakout or gym/ANY-GYMNASIUM-ID.
+
+  resprout train sac --env mujoco/HalfCheetah-v5 --steps 100000
+  resprout train dqn --env atari/Boxing --preset drq_eps
+  resprout train dqn --env gym/CartPole-v1 --steps 20000 --agent.warmup 1000 --agent.replay-ratio 1
+"""
+COMMANDS = ("train", "eval", "list")
+LISTS = ("agents", "envs", "replays", "presets")
+
+
+class UsageError(ValueError):
+    """Something the user should write differently, in one line."""
+
+
+class OneLineParser(ArgumentParser):
+    """Says what is wrong in one line, as every command does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def main() -> None:
+    """Entry point of the console script. Exit codes: 0 done, 1 the run failed, 2 bad input, 130/143 interrupted."""
+    try:
+        sys.exit(dispatch(sys.argv[1:]))
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def dispatch(arguments: list[str]) -> int:
+    """Run one command; the result is the exit code."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("resprout"))
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    try:
+        if command not in COMMANDS:
+            raise UsageError(
+                f"unknown command {command!r}{nearest(command, COMMANDS)}; there are: {', '.join(COMMANDS)}"
+            )
+        return {"train": train_command, "eval": eval_command, "list": list_command}[command](rest)
+    except ValueError as error:  # UsageError, ExperimentError, EnvError, CheckpointError and the agents' own checks
+        return fail(error, 2)
+    except OSError as error:
+        return fail(error, 1)
+    except KeyboardInterrupt:
+        return fail("interrupted before there was anything to save", 130)
+
+
+def fail(error: Any, code: int) -> int:
+    print("resprout:", " ".join(str(error).split()), file=sys.stderr)
+    return code
+
+
+def nearest(word: str, words: Any) -> str:
+    found = difflib.get_close_matches(word, list(words), n=3)
+    return f" (did you mean {' or '.join(found)}?)" if found else ""
+
+
+def train_command(arguments: list[str]) -> int:
+    from .experiment import AGENTS
+    from .presets import PRESETS
+    from .run import Interrupted, TrainingStopped, train
+
+    preset_name, resume = flag_value(arguments, "--preset"), flag_value(arguments, "--resume")
+    agent_name = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    flags = arguments[1:] if agent_name else arguments
+    if agent_name is not None and agent_name not in AGENTS:
+        raise UsageError(f"unknown agent {agent_name!r}{nearest(agent_name, AGENTS)}; there are: {', '.join(AGENTS)}")
+    if preset_name is not None and preset_name not in PRESETS:
+        raise UsageError(
+            f"unknown preset {preset_name!r}{nearest(preset_name, PRESETS)}; there are: {', '.join(PRESETS)}"
+        )
+    if resume is not None:
+        default = read_config(Path(resume))
+        if agent_name not in (None, default.agent_name) or preset_name is not None:
+            raise UsageError(f"{resume} is a run of {default.agent_name}; --resume takes no other agent and no preset")
+    elif agent_name is None:
+        if {"-h", "--help"} & set(arguments):
+            print(USAGE, end="")
+            return 0
+        raise UsageError(f"which agent? resprout train AGENT --env ENV; there are: {', '.join(AGENTS)}")
+    else:
+        default = preset_experiment(agent_name, preset_name)
+    experiment = parse_experiment(flags, default)
+    if resume is not None:
+        check_unchanged(default, experiment, resume)
+    try:
+        result = train(experiment, resume=resume)
+    except Interrupted as stop:
+        return fail(stop, stop.exit_code)
+    except TrainingStopped as stop:
+        return fail(stop, 1)
+    if result.evaluation:
+        print(f"return: {result.evaluation.mean:.1f} (mean of {len(result.evaluation.returns)} evaluation episodes)")
+    print(f"run directory: {result.directory}")
+    if result.curve:
+        print(f"learning curve: {result.curve}")
+    return 0
+
+
+def flag_value(arguments: list[str], flag: str) -> str | None:
+    """The value of a flag that decides how the others are read."""
+    for index, argument in enumerate(arguments):
+        if argument.startswith(f"{flag}="):
+            return argument.partition("=")[2]
+        if argument == flag:
+            if index + 1 == len(arguments) or arguments[index + 1].startswith("--"):
+                raise UsageError(f"{flag} needs a value")
+            return arguments[index + 1]
+    return None
+
+
+def preset_experiment(agent_name: str, preset_name: str | None) -> Any:
+    import tyro
+
+    from .experiment import AGENTS, Experiment
+    from .presets import PRESETS
+
+    if preset_name is None:
+        return Experiment(agent=AGENTS[agent_name](), env=tyro.MISSING)
+    preset = PRESETS[preset_name]
+    default = Experiment(agent=preset.agent, env=tyro.MISSING, **preset.experiment)
+    if default.agent_name != agent_name:
+        raise UsageError(f"preset {preset_name} is for {default.agent_name}, not for {agent_name}")
+    return default
+
+
+def parse_experiment(flags: list[str], default: Any) -> Any:
+    """The experiment that `flags` make of `default`; SystemExit(0) after --help."""
+    import tyro
+
+    from .experiment import TrainFlags
+
+    kind, values = type(default.agent), {part.name: getattr(default, part.name) for part in dataclasses.fields(default)}
+    said = io.StringIO()
+    width = os.environ.get("COLUMNS")
+    try:
+        if not {"-h", "--help"} & set(flags):
+            os.environ["COLUMNS"] = "2000"  # no line of an error message is folded
+        with contextlib.redirect_stderr(said):
+            parsed = tyro.cli(
+                TrainFlags[kind],  # type: ignore[valid-type]
+                args=flags,
+                default=TrainFlags(**values),
+                prog=f"resprout train {default.agent_name}",
+                description=f"Train {default.agent_name}.",
+            )
+    except SystemExit as stop:
+        if stop.code:
+            raise UsageError(one_line(said.getvalue())) from None
+        raise
+    finally:
+        os.environ.pop("COLUMNS") if width is None else os.environ.__setitem__("COLUMNS", width)
+    return parsed.experiment()
+
+
+def one_line(boxed: str) -> str:
+    """The gist of tyro's boxed message: its first part, and the flags it suggests."""
+    parts: list[list[str]] = [[]]
+    for line in boxed.splitlines():
+        text = line.strip("╭╮╰╯│─ ")
+        if line.startswith("│ ──"):
+            parts.append([])
+        elif line.startswith("│") and text:
+            parts[-1].append(text)
+    message = " ".join(parts[0])
+    suggested = [line for part in parts[1:] if part and part[0].startswith("Perhaps") for line in part[1:]]
+    flags = [line.split()[0] for line in suggested if line.startswith("--")]
+    return message + (f" (did you mean {' or '.join(flags[:3])}?)" if flags else "")
+
+
+def read_config(directory: Path) -> Any:
+    from .experiment import Experiment
+
+    try:
+        return Experiment.from_json(json.loads((directory / "config.json").read_text())["experiment"])
+    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise UsageError(f"{directory} is not a run directory ({type(error).__name__}: {error})") from None
+
+
+def check_unchanged(before: Any, after: Any, directory: str) -> None:
+    from .experiment import CHANGEABLE
+
+    def flat(experiment: Any) -> dict[str, Any]:
+        data = experiment.to_json()
+        return data | {f"agent.{key}": value for key, value in data.pop("agent").items()}
+
+    old, new = flat(before), flat(after)
+    for key in old.keys() - CHANGEABLE:
+        if old[key] != new[key]:
+            raise UsageError(f"--resume {directory} cannot change {key} (it is {old[key]}, asked for {new[key]})")
+
+
+def eval_command(arguments: list[str]) -> int:
+    parser = OneLineParser(prog="resprout eval", description="Play the newest checkpoint of a run.")
+    parser.add_argument("directory", type=Path, help="run directory")
+    parser.add_argument("--episodes", type=int, default=10, help="whole games to play")
+    parser.add_argument("--seed", type=int, default=0, help="of the environments")
+    parser.add_argument("--video", type=Path, help="write the games of the first environment to this mp4")
+    asked = parser.parse_args(arguments)
+    if asked.episodes < 1:
+        raise UsageError(f"--episodes must be at least 1, not {asked.episodes}")
+    experiment = read_config(asked.directory)
+    from .run import evaluate_run
+
+    result = evaluate_run(experiment, asked.directory, asked.episodes, asked.seed, asked.video)
+    for index, (value, length) in enumerate(zip(result.returns, result.lengths, strict=True)):
+        print(f"episode {index}: return {value:.1f}, {length} agent steps")
+    print(f"return: {result.mean:.1f} (mean of {asked.episodes} evaluation episodes)")
+    if asked.video:
+        print(f"video: {asked.video}")
+    return 0
+
+
+def list_command(arguments: list[str]) -> int:
+    if len(arguments) != 1 or arguments[0] not in LISTS:
+        asked = f"cannot list {' '.join(arguments)!r}; " if arguments else ""
+        raise UsageError(f"{asked}resprout list {'|'.join(LISTS)}")
+    for name, text in listing(arguments[0]):
+        print(f"{name:<28} {text}".rstrip())
+    return 0
+
+
+def listing(kind: str) -> list[tuple[str, str]]:
+    """Name and one line, with its source, of everything of a kind."""
+    if kind == "envs":
+        from ..envs import list_envs
+
+        return [(name, family) for family, names in list_envs().items() for name in names]
+    from .experiment import AGENTS, REPLAYS
+    from .presets import PRESETS
+
+    if kind == "presets":
+        agents = {type_: name for name, type_ in AGENTS.items()}
+        return [(name, f"{agents[type(preset.agent)]}: {preset.source}") for name, preset in PRESETS.items()]
+    entries: dict[str, Any] = AGENTS if kind == "agents" else dict(REPLAYS)
+    return [(name, first_line(entry.__doc__)) for name, entry in entries.items()]
+
+
+def first_line(text: str | None) -> str:
+    return (text or "").strip().splitlines()[0]
+
+
+if __name__ == "__main__":
+    main()

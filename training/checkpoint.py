@@ -1,0 +1,241 @@
+"""Checkpoints that a kill at any instant leaves readable, and from which a run goes on bit for bit.
+
+    checkpoints/000000100000/state/           device arrays: agent, sampler, metric sums (orbax)
+    checkpoints/000000100000/host.npz         host arrays: environments, running episodes of the replay
+    checkpoints/000000100000/host.json        counters, episode statistics
+    checkpoints/000000100000/manifest.json    size and SHA-256 of every file above and of the replay segments it needs
+    checkpoints/replay/000000000000-000000020000/*.npy    transitions by write number, each written once
+
+A checkpoint adds only the transitions that are new since the last one, so its cost goes with them and not with the
+size of the replay. Everything is written under a temporary name and renamed when complete. Nothing in it is executed
+when read.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from ..agents.learner import PyTree
+from .host_loop import Training
+from .metrics import Episodes
+
+SEGMENT = 20_000  # transitions in one replay segment at most: about 140 MB of Atari frames
+
+
+class CheckpointError(ValueError):
+    """No checkpoint can be read, in one line."""
+
+
+def save(directory: Path, training: Training, snapshot: dict[str, Any] | None, keep: int, metrics_bytes: int) -> Path:
+    """Write a checkpoint of `training` under `directory`, then drop all but the newest `keep` and what only they need.
+
+    snapshot: of the environments, None if they start new episodes instead.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    segments = _save_segments(directory / "replay", training)
+    final = directory / f"{training.agent_step:012d}"
+    temporary = _fresh(directory / f".{final.name}")
+    _save_state(temporary / "state", {"agent": training.agent, "sampler": training.sampler, "totals": training.totals})
+    arrays = {f"pending/{key}": value for key, value in training.storage.pending().items()}
+    arrays |= {f"env/{key}": value for key, value in (snapshot or {}).items()}
+    np.savez(temporary / "host.npz", **arrays)  # type: ignore[arg-type]
+    host = {
+        "agent_step": training.agent_step,
+        "gradient_step": training.gradient_step,
+        "owed": str(training.owed),
+        "episodes": training.episodes.to_json(),
+        "written": training.storage.written,
+        "has_snapshot": snapshot is not None,
+        "metrics_bytes": metrics_bytes,
+    }
+    (temporary / "host.json").write_text(json.dumps(host))
+    files = {str(path.relative_to(temporary)): _fingerprint(path) for path in _files(temporary)}
+    replay = {segment.name: json.loads((segment / "manifest.json").read_text()) for segment in segments}
+    write_atomically(temporary / "manifest.json", json.dumps({"files": files, "replay": replay}))
+    _publish(temporary, final)
+    _prune(directory, keep)
+    return final
+
+
+def newest(directory: Path) -> tuple[Path, list[str]]:
+    """The newest checkpoint whose every file matches its checksum, and a line for each newer one that does not."""
+    complaints = []
+    for candidate in reversed(names(directory)):
+        problem = _problem(candidate)
+        if problem is None:
+            return candidate, complaints
+        complaints.append(f"checkpoint {candidate} is damaged ({problem}); trying the one before it")
+    raise CheckpointError(f"no readable checkpoint in {directory}" + "".join(f"; {line}" for line in complaints))
+
+
+def names(directory: Path) -> list[Path]:
+    """All checkpoints under `directory`, oldest first."""
+    return sorted(path for path in directory.glob("[0-9]*") if path.is_dir())
+
+
+def restore_agent(path: Path, template: PyTree) -> PyTree:
+    """Only the agent's state; `template` gives its structure."""
+    return _load_state(path / "state", {"agent": template}, partial=True)["agent"]
+
+
+def restore(path: Path, training: Training) -> tuple[dict[str, Any] | None, int]:
+    """Bring a freshly made `training` to the checkpoint at `path`, all but its environments.
+
+    The result is the environments' snapshot (None: they start new episodes) and the length of metrics.jsonl in bytes.
+    """
+    _set_aside_later(path)
+    host = json.loads((path / "host.json").read_text())
+    state = {"agent": training.agent, "sampler": training.sampler, "totals": training.totals}
+    state = _load_state(path / "state", state)
+    training.agent, training.sampler, training.totals = state["agent"], state["sampler"], state["totals"]
+    training.agent_step, training.gradient_step = host["agent_step"], host["gradient_step"]
+    training.owed = Fraction(host["owed"])
+    training.episodes = Episodes.from_json(host["episodes"])
+    for name in sorted(json.loads((path / "manifest.json").read_text())["replay"]):
+        segment = path.parent / "replay" / name
+        training.storage.load({file.stem: np.load(file) for file in segment.glob("*.npy")})
+    with np.load(path / "host.npz") as arrays:
+        training.storage.restore_pending(_under("pending/", arrays))
+        snapshot = _under("env/", arrays) if host["has_snapshot"] else None
+    return snapshot, host["metrics_bytes"]
+
+
+def _set_aside_later(path: Path) -> None:
+    """Keep what comes after `path`, damaged or never completed, out of the way of what the run will write again."""
+    for later in names(path.parent):
+        if later.name > path.name:
+            shutil.rmtree(later.with_name(f"damaged-{later.name}"), ignore_errors=True)
+            later.rename(later.with_name(f"damaged-{later.name}"))
+    _prune(path.parent, keep=len(names(path.parent)))
+
+
+def _under(prefix: str, arrays: Any) -> dict[str, Any]:
+    return {key.removeprefix(prefix): arrays[key] for key in arrays if key.startswith(prefix)}
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` by `text` at once: a reader, or a kill, sees the old file or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _save_segments(directory: Path, training: Training) -> list[Path]:
+    """Write what is new in the replay; the result is every segment that holds a live transition, oldest first."""
+    storage = training.storage
+    directory.mkdir(exist_ok=True)
+    oldest = max(0, storage.written - storage.capacity)
+    kept = [path for path in _segments(directory) if _span(path)[1] <= storage.written]
+    start = max(oldest, max((_span(path)[1] for path in kept), default=0))
+    while start < storage.written:
+        stop = min(start + SEGMENT, storage.written)
+        final = directory / f"{start:012d}-{stop:012d}"
+        temporary = _fresh(directory / f".{final.name}")
+        for name, array in storage.export(start, stop).items():
+            np.save(temporary / f"{name}.npy", array, allow_pickle=False)
+        fingerprints = {path.name: _fingerprint(path) for path in _files(temporary)}
+        write_atomically(temporary / "manifest.json", json.dumps(fingerprints))
+        _publish(temporary, final)
+        kept.append(final)
+        start = stop
+    return [path for path in kept if _span(path)[1] > oldest]
+
+
+def _save_state(path: Path, state: PyTree) -> None:
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path.absolute(), _keys_to_data(state))
+
+
+def _load_state(path: Path, template: PyTree, partial: bool = False) -> PyTree:
+    plain = jax.tree.map(ocp.utils.to_shape_dtype_struct, _keys_to_data(template))
+    arguments = ocp.args.PyTreeRestore(
+        item=plain, restore_args=ocp.checkpoint_utils.construct_restore_args(plain), partial_restore=partial
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        restored = checkpointer.restore(path.absolute(), args=arguments)
+
+    def rewrap(like: jax.Array, value: jax.Array) -> jax.Array:
+        return jax.random.wrap_key_data(value) if _is_key(like) else value
+
+    return jax.tree.map(rewrap, template, restored)
+
+
+def _is_key(value: Any) -> bool:
+    return jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
+def _keys_to_data(state: PyTree) -> PyTree:
+    return jax.tree.map(lambda value: jax.random.key_data(value) if _is_key(value) else value, state)
+
+
+def _segments(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.glob("[0-9]*-[0-9]*") if path.is_dir())
+
+
+def _span(segment: Path) -> tuple[int, int]:
+    start, stop = segment.name.split("-")
+    return int(start), int(stop)
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    return (path for path in sorted(directory.rglob("*")) if path.is_file())
+
+
+def _fingerprint(path: Path) -> list[Any]:
+    with path.open("rb") as file:
+        return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+
+
+def _problem(checkpoint: Path) -> str | None:
+    try:
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
+        expected = {checkpoint / name: mark for name, mark in manifest["files"].items()}
+        for segment, files in manifest["replay"].items():
+            expected |= {checkpoint.parent / "replay" / segment / name: mark for name, mark in files.items()}
+        for path, mark in expected.items():
+            if _fingerprint(path) != mark:
+                return f"{path.name} does not match its checksum"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _fresh(path: Path) -> Path:
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    return path
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    """Give a complete directory its name; an older one of that name was found unusable or is rewritten alike."""
+    for path in _files(temporary):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+
+
+def _prune(directory: Path, keep: int) -> None:
+    for path in [*names(directory)[:-keep], *directory.glob(".[0-9]*"), *directory.glob("replay/.[0-9]*")]:
+        shutil.rmtree(path)
+    needed = set()
+    for path in names(directory):
+        try:
+            needed |= set(json.loads((path / "manifest.json").read_text())["replay"])
+        except (OSError, ValueError, KeyError):
+            continue  # damaged: it needs nothing any more
+    for segment in _segments(directory / "replay"):
+        if segment.name not in needed:
+            shutil.rmtree(segment)

@@ -1,0 +1,89 @@
+"""Playing without learning: the return of the deterministic policy, and its video."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ..agents.learner import PyTree
+from ..envs import Env
+
+
+class Evaluation(NamedTuple):
+    returns: list[float]  # one per episode, unclipped
+    lengths: list[int]  # agent steps
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.returns))
+
+
+Exploit = Callable[[PyTree, Any, jax.Array, Any], jax.Array]
+
+
+def exploit_function(exploit: Callable[[PyTree, Any, jax.Array], jax.Array]) -> Exploit:
+    """An agent's `exploit` jitted over (state, observation, stream, counter)."""
+
+    def act(state: PyTree, observation: jax.Array, stream: jax.Array, counter: jax.Array) -> jax.Array:
+        return exploit(state, observation, jax.random.fold_in(stream, counter))
+
+    return jax.jit(act)
+
+
+def evaluate(
+    exploit: Exploit,
+    state: PyTree,
+    env: Env,
+    episodes: int,
+    seed: int,
+    on_step: Callable[[Env], None] = lambda env: None,
+) -> Evaluation:
+    """Play `episodes` whole games from `seed` on all environments of `env`.
+
+    Each environment has its share of the episodes fixed beforehand: counting whichever end first would favour short
+    ones. `on_step` is called at the first observation and after each step.
+    """
+    spec = env.spec
+    share = np.full(spec.num_envs, episodes // spec.num_envs)
+    share[: episodes % spec.num_envs] += 1
+    running_return, running_length = np.zeros(spec.num_envs), np.zeros(spec.num_envs, np.int64)
+    returns: list[float] = []
+    lengths: list[int] = []
+    observation, stream, counter = env.reset(seed), jax.random.key(seed), 0
+    on_step(env)
+    while share.any():
+        step = env.step(np.asarray(exploit(state, observation, stream, np.int32(counter))))
+        observation, counter = step.observation, counter + 1
+        running_return += step.reward
+        running_length += 1
+        for index in np.flatnonzero(step.episode_over):
+            if share[index]:
+                returns.append(float(running_return[index]))
+                lengths.append(int(running_length[index]))
+                share[index] -= 1
+            running_return[index] = running_length[index] = 0
+        on_step(env)
+    return Evaluation(returns, lengths)
+
+
+class Video:
+    """Frames of the first environment as an H.264 mp4 that players and browsers open."""
+
+    def __init__(self, path: Path, frames_per_second: int = 30) -> None:
+        self.path, self.frames_per_second = path, frames_per_second
+        self.writer: Any = None
+
+    def add(self, env: Env) -> None:
+        import imageio.v2 as imageio
+
+        if self.writer is None:
+            self.writer = imageio.get_writer(
+                self.path, fps=self.frames_per_second, codec="libx264", macro_block_size=2, format="FFMPEG"
+            )
+        self.writer.append_data(env.render())
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()

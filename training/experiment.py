@@ -1,0 +1,150 @@
+"""One run as typed, immutable data: what to train, where, for how long, and how it is watched."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, Protocol
+
+from typing_extensions import TypeVar
+
+from ..agents import DQN, SAC
+from ..agents.learner import Agent, Spec
+from ..replay import Sampler, uniform
+
+
+class ExperimentError(ValueError):
+    """A run that cannot be made, in one line that says why."""
+
+
+class AgentConfig(Protocol):
+    """What the loop reads of an agent's configuration; every agent's frozen dataclass has these fields."""
+
+    @property
+    def gamma(self) -> float: ...
+    @property
+    def n_step(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def replay_ratio(self) -> float: ...  # gradient steps per agent step
+    @property
+    def warmup(self) -> int: ...  # agent steps of uniformly random actions before learning
+    @property
+    def capacity(self) -> int: ...  # transitions in the replay
+    def build(self, spec: Spec) -> Agent: ...
+
+
+AGENTS: dict[str, type[Any]] = {"dqn": DQN, "sac": SAC}
+REPLAYS = {"uniform": uniform}
+
+# What may differ between a run and its continuation: nothing that training depends on.
+CHANGEABLE = frozenset(
+    {"steps", "eval_every", "eval_episodes", "log_every", "track", "on_nan", "out", "keep_checkpoints"}
+)
+
+
+A = TypeVar("A", bound=AgentConfig, default=AgentConfig)
+
+
+@dataclass(frozen=True)
+class Experiment(Generic[A]):
+    """A training run; `steps` and every other step count are agent steps (decisions) over all environments."""
+
+    agent: A
+    """the agent and its settings"""
+    env: str
+    """atari/Breakout, mujoco/HalfCheetah-v5, dmc/walker-run, metaworld/hammer, minatar/Breakout or gym/ANY-ID"""
+    steps: int = 1_000_000
+    """agent steps (decisions) over all environments"""
+    seed: int = 0
+    """root of every random stream"""
+    num_envs: int = 1
+    """environments stepped together"""
+    protocol: str | None = None
+    """Atari protocol: dopamine (the default), cleanrl or atari100k"""
+    replay: str = "uniform"
+    """which slots of the replay to learn from"""
+    replay_ratio: float | None = None
+    """gradient steps per agent step; the agent's own when not given"""
+    sync: bool = False
+    """environments wait for the update; otherwise actions may come from parameters one agent step old"""
+    eval_every: int = 10_000
+    """agent steps between evaluations, 0 for none before the end"""
+    eval_episodes: int = 10
+    """episodes of each evaluation, played by the deterministic policy; 0 for no evaluation at all"""
+    log_every: int = 1_000
+    """agent steps between lines of metrics"""
+    checkpoint_every: int = 100_000
+    """agent steps between checkpoints, 0 for one at the end only"""
+    keep_checkpoints: int = 2
+    """how many of the newest checkpoints stay"""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """a metric that is not finite stops the run, or its gradient step is undone"""
+    track: Literal["tensorboard", "wandb"] | None = None
+    """also send metrics there"""
+    out: str | None = None
+    """run directory; runs/ENV-AGENT-sSEED-TIME when not given"""
+
+    def __post_init__(self) -> None:
+        def check(holds: bool, message: str) -> None:
+            if not holds:
+                raise ExperimentError(message)
+
+        for name in ("steps", "num_envs", "log_every", "keep_checkpoints"):
+            check(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("seed", "eval_every", "eval_episodes", "checkpoint_every"):
+            check(getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}")
+        check(self.ratio >= 0, f"replay_ratio must not be negative, not {self.ratio}")
+        check(self.replay in REPLAYS, f"unknown replay {self.replay!r}; there are: {', '.join(REPLAYS)}")
+        check(
+            self.agent.warmup < self.steps,
+            f"the warm-up of {self.agent.warmup} agent steps is not shorter than the run of {self.steps}",
+        )
+        check(
+            self.agent.capacity >= self.agent.batch_size,
+            f"a replay of {self.agent.capacity} transitions is smaller than a batch of {self.agent.batch_size}",
+        )
+
+    @property
+    def ratio(self) -> float:
+        """Gradient steps per agent step, resolved."""
+        return self.agent.replay_ratio if self.replay_ratio is None else self.replay_ratio
+
+    @property
+    def agent_name(self) -> str:
+        return next(name for name, kind in AGENTS.items() if type(self.agent) is kind)
+
+    def sampler(self) -> Sampler:
+        return REPLAYS[self.replay](self.agent.capacity)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data from which `from_json` makes an equal experiment."""
+        agent: Any = self.agent
+        return dataclasses.asdict(self) | {"agent": {"name": self.agent_name, **dataclasses.asdict(agent)}}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> "Experiment":
+        def thaw(values: dict[str, Any]) -> dict[str, Any]:
+            return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+        agent = thaw(data["agent"])
+        return Experiment(**thaw(data) | {"agent": AGENTS[agent.pop("name")](**agent)})
+
+    def digest(self) -> str:
+        """Hash of all that training depends on; equal for a run and its continuation."""
+        data = {key: value for key, value in self.to_json().items() if key not in CHANGEABLE}
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class TrainFlags(Experiment[A]):
+    """What `resprout train` takes beside an experiment's own fields."""
+
+    preset: str | None = None
+    """start from a named configuration; `resprout list presets`"""
+    resume: str | None = None
+    """go on with the run in this directory"""
+
+    def experiment(self) -> Experiment[A]:
+        return Experiment(**{part.name: getattr(self, part.name) for part in dataclasses.fields(Experiment)})

@@ -1,0 +1,256 @@
+"""What a run says of itself: sums on the device, episode statistics, metrics.jsonl, progress and the curve."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+NEVER = np.iinfo(np.int32).max
+
+
+class Totals(struct.PyTreeNode):
+    """Sums of an agent's metrics since the last line; they stay on the device until a line is due."""
+
+    sums: dict[str, jax.Array]  # float32 scalars
+    count: jax.Array  # int32: gradient steps summed
+    skipped: jax.Array  # int32: gradient steps whose metrics were not finite
+    first_skipped: jax.Array  # int32: the first such gradient step, NEVER if none
+
+    @classmethod
+    def zeros(cls, names: list[str]) -> Self:
+        zero = jnp.zeros((), jnp.int32)
+        return cls(  # distinct buffers, since the loop donates them
+            sums={name: jnp.zeros(()) for name in names},
+            count=zero,
+            skipped=zero + 0,
+            first_skipped=zero + NEVER,
+        )
+
+    def add(self, metrics: dict[str, jax.Array], finite: jax.Array, gradient_step: jax.Array) -> Self:
+        return self.replace(
+            sums={name: self.sums[name] + metrics[name] for name in self.sums},
+            count=self.count + 1,
+            skipped=self.skipped + (~finite).astype(jnp.int32),
+            first_skipped=jnp.where(finite, self.first_skipped, jnp.minimum(self.first_skipped, gradient_step)),
+        )
+
+    def means(self) -> dict[str, float]:
+        """Mean of each metric over the finite gradient steps; waits for the device. Empty if there were none."""
+        totals = jax.device_get(self)
+        count = int(totals.count - totals.skipped)
+        if count == 0:
+            return {}
+        return {name: float(value) / count for name, value in totals.sums.items()}
+
+    def not_finite(self) -> str | None:
+        """Name and value of a metric that is not finite, with the gradient step it began at; waits for the device."""
+        totals = jax.device_get(self)
+        for name, value in totals.sums.items():
+            if not np.isfinite(value):
+                return f"{name} became {float(value)} at gradient step {int(totals.first_skipped)}"
+        return None
+
+
+class Episodes:
+    """Returns (unclipped) and lengths (agent steps) of the running episodes and of those that ended since a line."""
+
+    def __init__(self, num_envs: int) -> None:
+        self.running_return = np.zeros(num_envs)
+        self.running_length = np.zeros(num_envs, np.int64)
+        self.ended: list[tuple[float, int]] = []  # (return, length)
+        self.last_return = float("nan")  # mean over the last line that saw an episode end
+
+    def add(self, reward: NDArray[np.float32], over: NDArray[np.bool_]) -> None:
+        self.running_return += reward
+        self.running_length += 1
+        if over.any():
+            self.ended += zip(self.running_return[over].tolist(), self.running_length[over].tolist(), strict=True)
+            self.running_return[over] = 0
+            self.running_length[over] = 0
+
+    def abandon(self) -> None:
+        """Forget the running episodes: they were cut short from outside and have no return."""
+        self.running_return[:] = 0
+        self.running_length[:] = 0
+
+    def line(self) -> dict[str, float]:
+        """Statistics of the episodes that ended since the last call; empty if none did."""
+        if not self.ended:
+            return {}
+        returns, lengths = zip(*self.ended, strict=True)
+        self.ended = []
+        self.last_return = float(np.mean(returns))
+        return {
+            "episode/return": self.last_return,
+            "episode/length": float(np.mean(lengths)),
+            "episode/count": len(returns),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "running_return": self.running_return.tolist(),
+            "running_length": self.running_length.tolist(),
+            "ended": self.ended,
+            "last_return": None if np.isnan(self.last_return) else self.last_return,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        episodes = cls(len(data["running_return"]))
+        episodes.running_return[:] = data["running_return"]
+        episodes.running_length[:] = data["running_length"]
+        episodes.ended = [(float(value), int(length)) for value, length in data["ended"]]
+        episodes.last_return = float("nan") if data["last_return"] is None else data["last_return"]
+        return episodes
+
+
+class MetricsFile:
+    """metrics.jsonl: one object a line, appended whole and flushed; a kill can cost at most the last line."""
+
+    def __init__(self, path: Path, keep_bytes: int | None = None) -> None:
+        """Open for appending; `keep_bytes` first cuts the file back to what a checkpoint knew of it."""
+        self.file = path.open("ab")
+        if keep_bytes is not None:
+            self.file.truncate(keep_bytes)
+        self.file.seek(0, 2)
+
+    def write(self, line: dict[str, Any]) -> None:
+        self.file.write(json.dumps({key: _plain(value) for key, value in line.items()}).encode() + b"\n")
+        self.file.flush()
+
+    @property
+    def bytes(self) -> int:
+        return self.file.tell()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def _plain(value: Any) -> Any:
+    return value if not isinstance(value, float) or np.isfinite(value) else None
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a metrics.jsonl; a last line cut short by a kill is left out."""
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+class Tracker:
+    """Sends every line to TensorBoard or Weights & Biases as well; `None` sends it nowhere."""
+
+    def __init__(self, kind: str | None, directory: Path, config: dict[str, Any]) -> None:
+        self.writer: Any = None
+        self.kind = kind
+        try:
+            if kind == "tensorboard":
+                from tensorboardX import SummaryWriter
+
+                self.writer = SummaryWriter(str(directory / "tensorboard"))
+            elif kind == "wandb":
+                import wandb
+
+                self.writer = wandb.init(project="resprout", dir=str(directory), config=config, name=directory.name)
+        except ImportError as error:
+            raise ValueError(f"--track {kind} needs an extra: pip install 'resprout[{kind}]' ({error})") from None
+
+    def write(self, line: dict[str, Any]) -> None:
+        values = {key: value for key, value in line.items() if key != "step" and isinstance(value, int | float)}
+        if self.kind == "tensorboard":
+            for key, value in values.items():
+                self.writer.add_scalar(key, value, line["step"])
+        elif self.kind == "wandb":
+            self.writer.log(values, step=line["step"])
+
+    def close(self) -> None:
+        if self.kind == "tensorboard":
+            self.writer.close()
+        elif self.kind == "wandb":
+            self.writer.finish()
+
+
+class ProgressDisplay:
+    """A live bar with steps/s, return and time left; plain lines, at most one in ten seconds, without a terminal."""
+
+    def __init__(self, total: int, start: int, quiet: bool = False) -> None:
+        self.console = Console(stderr=True)
+        self.quiet = quiet
+        self.total, self.shown = total, time.monotonic()
+        self.last = (start, time.monotonic())
+        self.rate = float("nan")
+        self.bar: Progress | None = None
+        if not quiet and self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self.task = self.bar.add_task("agent steps", total=total, completed=start, note="")
+            self.bar.start()
+
+    def update(self, step: int, episode_return: float) -> None:
+        """Called at least every few hundred agent steps; cheap."""
+        now = time.monotonic()
+        if now - self.last[1] < 0.5:
+            return
+        self.rate = (step - self.last[0]) / (now - self.last[1])
+        self.last = (step, now)
+        if self.quiet:
+            return
+        shown_return = "" if np.isnan(episode_return) else f"  return {episode_return:.1f}"
+        note = f"{self.rate:.0f} steps/s{shown_return}"
+        if self.bar:
+            self.bar.update(self.task, completed=step, note=note)
+        elif now - self.shown >= 10:
+            self.shown = now
+            left = (self.total - step) / max(self.rate, 1e-9)
+            self.say(f"step {step}/{self.total}  {note}  {time.strftime('%H:%M:%S', time.gmtime(left))} left")
+
+    def say(self, message: str) -> None:
+        if not self.quiet:
+            print(message, file=sys.stderr, flush=True) if not self.bar else self.console.print(message)
+
+    def close(self) -> None:
+        if self.bar:
+            self.bar.stop()
+            self.bar = None
+
+
+def plot_curve(directory: Path) -> Path | None:
+    """Draw curve.png, the return against agent steps, from metrics.jsonl; None where no episode has ended yet."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines = read_metrics(directory / "metrics.jsonl")
+    series = {
+        label: [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+        for label, key in (("training episodes", "episode/return"), ("evaluation", "eval/return"))
+    }
+    if not any(series.values()):
+        return None
+    config = json.loads((directory / "config.json").read_text())["experiment"]
+    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
+    axes = FigureCanvasAgg(figure).figure.add_subplot()
+    for (label, points), style in zip(series.items(), ("-", "o-"), strict=True):
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
+    axes.set(xlabel="agent steps", ylabel="return", title=f"{config['agent']['name']} on {config['env']}")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    path = directory / "curve.png"
+    temporary = path.with_suffix(".tmp.png")
+    figure.savefig(temporary)
+    temporary.replace(path)
+    return path

@@ -1,0 +1,432 @@
+"""A whole run: check everything, make the directory, train or go on training, evaluate, sum up."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..agents.learner import Agent, Batch, PyTree
+from ..envs import Env, EnvSpec, make
+from ..replay import Storage, available_memory, memory
+from . import checkpoint
+from .evaluation import Evaluation, Video, evaluate, exploit_function
+from .experiment import Experiment, ExperimentError
+from .host_loop import Training, compile_functions, host_loop, learn_owed, seed_from, streams
+from .metrics import Episodes, MetricsFile, ProgressDisplay, Totals, Tracker, plot_curve
+
+PACKAGES = ("resprout", "jax", "jaxlib", "flax", "optax", "numpy", "envpool", "gymnasium", "mujoco", "ale-py", "gymnax")
+EVALUATION_ENVS = 10  # at most; episodes are spread evenly over them
+WARM_UPDATES = 20  # gradient steps before the speed is measured: by then everything is compiled
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM: a checkpoint was written and the run can be resumed."""
+
+    def __init__(self, number: int, directory: Path) -> None:
+        super().__init__(f"interrupted; go on with: resprout train --resume {directory}")
+        self.exit_code = 128 + number
+
+
+class TrainingStopped(RuntimeError):
+    """Training cannot go on; the message names what happened and the last good checkpoint."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run leaves."""
+
+    directory: Path
+    state: PyTree  # the agent's
+    evaluation: Evaluation | None  # of the last state
+    steps_per_second: float  # agent steps; learning on, compilation, evaluations and checkpoints excluded
+    curve: Path | None
+    summary: dict[str, Any]
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled functions in the user's cache folder, unless JAX was told of another."""
+    if jax.config.jax_compilation_cache_dir is None:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(root / "resprout" / "jax"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def make_env(experiment: Experiment, *, training: bool, num_envs: int, render: bool = False) -> Env:
+    return make(
+        experiment.env,
+        num_envs=num_envs,
+        seed=experiment.seed,
+        protocol=experiment.protocol,
+        training=training,
+        render=render,
+    )
+
+
+def replay_arguments(experiment: Experiment, spec: EnvSpec) -> dict[str, Any]:
+    """How `Storage` is made for this experiment."""
+    return {
+        "observation_shape": spec.observation_shape,
+        "observation_dtype": spec.observation_dtype,
+        "frame_stack": spec.frame_stack,
+        "action_shape": () if spec.discrete else (spec.action_size,),
+        "action_dtype": "int32" if spec.discrete else "float32",
+        "num_envs": spec.num_envs,
+        "n_step": experiment.agent.n_step,
+        "gamma": experiment.agent.gamma,
+    }
+
+
+def check_memory(experiment: Experiment, spec: EnvSpec) -> str:
+    """How much memory the replay will take; ExperimentError if the machine has not got it."""
+    capacity = min(experiment.agent.capacity, experiment.steps)  # slots never written take no memory
+    needed = memory(capacity, **replay_arguments(experiment, spec)).expected
+    free = available_memory()
+    text = f"replay: {needed / 1e9:.2f} GB for {capacity:,} transitions ({free / 1e9:.1f} GB free)"
+    if needed > 0.95 * free:
+        raise ExperimentError(f"{text}: it cannot fit; lower --agent.capacity")
+    return text
+
+
+def train(experiment: Experiment, *, resume: str | Path | None = None, quiet: bool = False) -> Result:
+    """Train `experiment` in a new run directory, or go on with the one at `resume`.
+
+    Everything that can be wrong is found before anything is created: EnvError, ExperimentError (both ValueError).
+    Raises Interrupted on SIGINT and SIGTERM after saving, TrainingStopped when a metric is not finite.
+    """
+    use_compilation_cache()
+    with ExitStack() as stack:
+        env = stack.enter_context(closing(make_env(experiment, training=True, num_envs=experiment.num_envs)))
+        agent = experiment.agent.build(env.spec)
+        replay_memory = check_memory(experiment, env.spec)
+        directory = Path(resume) if resume else new_directory(experiment)
+        run = Run(experiment, directory, env, agent, quiet, stack)
+        run.say(replay_memory)
+        if resume:
+            run.resume()
+        else:
+            run.begin()
+        return run.train()
+
+
+def evaluate_run(
+    experiment: Experiment, directory: Path, episodes: int, seed: int = 0, video: Path | None = None
+) -> Evaluation:
+    """Play `episodes` games with the newest readable checkpoint of a run; `video` films the first environment."""
+    use_compilation_cache()
+    path, complaints = checkpoint.newest(directory / "checkpoints")
+    for line in complaints:
+        ProgressDisplay(0, 0).say(line)
+    count = 1 if video else min(episodes, EVALUATION_ENVS)
+    with closing(make_env(experiment, training=False, num_envs=count, render=video is not None)) as env:
+        agent = experiment.agent.build(env.spec)
+        template = jax.jit(agent.init)(jax.random.key(0))
+        state = checkpoint.restore_agent(path, template)
+        exploit = exploit_function(agent.exploit)
+        if video is None:
+            return evaluate(exploit, state, env, episodes, seed)
+        with closing(Video(video)) as film:
+            return evaluate(exploit, state, env, episodes, seed, film.add)
+
+
+class Run:
+    """The parts of a run in progress and what is done with them between agent steps."""
+
+    def __init__(
+        self, experiment: Experiment, directory: Path, env: Env, agent: Agent, quiet: bool, stack: ExitStack
+    ) -> None:
+        self.experiment, self.directory, self.env, self.agent = experiment, directory, env, agent
+        self.keys = streams(experiment.seed)
+        self.sampler = experiment.sampler()
+        self.compiled = compile_functions(experiment, env.spec, agent, self.sampler)
+        self.exploit = exploit_function(agent.exploit)
+        self.evaluation_env: Env | None = None
+        self.stack = stack
+        self.quiet = quiet
+        self.received: int | None = None  # the number of a signal
+        self.elapsed = 0.0  # seconds of training before this process
+        self.started = time.monotonic()
+        self.speed = Speed()
+        self.progress: ProgressDisplay | None = None
+
+    # Starting and resuming
+
+    def fresh(self) -> Training:
+        """The state of a run at agent step 0, but for its environments."""
+        state = jax.jit(self.agent.init)(self.keys["agent"])
+        spec, experiment = self.env.spec, self.experiment
+        batch = jax.eval_shape(self._probe_batch)
+        metrics = jax.eval_shape(self.agent.update, state, batch, self.keys["agent"])[1]
+        return Training(
+            env=self.env,
+            storage=Storage(experiment.agent.capacity, **replay_arguments(experiment, spec)),
+            observation=None,
+            agent=state,
+            sampler=jax.jit(self.sampler.init)(self.keys["sampler"]),
+            totals=Totals.zeros(sorted(metrics)),
+            episodes=Episodes(spec.num_envs),
+        )
+
+    def _probe_batch(self) -> Any:
+        spec, size = self.env.spec, self.experiment.agent.batch_size
+        observation = jax.numpy.zeros((size, *spec.observation_shape), spec.observation_dtype)
+        action = jax.numpy.zeros(
+            (size,) if spec.discrete else (size, spec.action_size), "int32" if spec.discrete else "float32"
+        )
+        scalar = jax.numpy.zeros(size)
+        return Batch(observation, action, scalar, scalar, observation, scalar)
+
+    def restart_environments(self) -> None:
+        """New episodes in all environments, their randomness a function of the agent step."""
+        t = self.training
+        t.observation = self.env.reset(seed_from(self.keys["environment"], t.agent_step))
+        t.storage.begin(t.observation)
+
+    def begin(self) -> None:
+        self.training = self.fresh()
+        self.directory.mkdir(parents=True)
+        self._write_config()
+        self.restart_environments()
+        self._open(metrics_bytes=0)
+
+    def resume(self) -> None:
+        self.training = self.fresh()
+        checkpoints = self.directory / "checkpoints"
+        if not any(checkpoints.glob("[0-9]*")):
+            self.say(f"{self.directory} has no checkpoint yet: starting from the beginning")
+            self.restart_environments()
+            self._open(metrics_bytes=0)
+            return
+        path, complaints = checkpoint.newest(checkpoints)
+        for line in complaints:
+            self.say(line)
+        snapshot, metrics_bytes = checkpoint.restore(path, self.training)
+        t = self.training
+        if t.agent_step >= self.experiment.steps:
+            raise ExperimentError(f"{self.directory} is complete at {t.agent_step} agent steps; give more --steps")
+        if snapshot is None:
+            t.observation = self.env.reset(seed_from(self.keys["environment"], t.agent_step))
+        else:
+            t.observation = self.env.restore(snapshot)
+        self._write_config()
+        self._open(metrics_bytes)
+        self.say(f"resumed {self.directory} at agent step {t.agent_step}")
+
+    def _open(self, metrics_bytes: int) -> None:
+        path = self.directory / "metrics.jsonl"
+        self.metrics = self.stack.enter_context(closing(MetricsFile(path, metrics_bytes)))
+        config = self.experiment.to_json()
+        self.tracker = self.stack.enter_context(closing(Tracker(self.experiment.track, self.directory, config)))
+
+    def _write_config(self) -> None:
+        config = {
+            "experiment": self.experiment.to_json(),
+            "digest": self.experiment.digest(),
+            "environment": dataclasses.asdict(self.env.spec),
+            "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+            "devices": [str(device) for device in jax.devices()],
+            "git_commit": _git_commit(),
+        }
+        checkpoint.write_atomically(self.directory / "config.json", json.dumps(config, indent=2))
+
+    # Training
+
+    def train(self) -> Result:
+        t, experiment = self.training, self.experiment
+        self.progress = ProgressDisplay(experiment.steps, t.agent_step, self.quiet)
+        self.stack.enter_context(closing(self.progress))
+        with self._signals():
+            host_loop(experiment, t, self.compiled, self.sampler, self.boundary)
+            if self.received is not None:
+                self.save()
+                plot_curve(self.directory)
+                raise Interrupted(self.received, self.directory)
+        if not self._due(experiment.checkpoint_every):
+            self.save()
+        learn_owed(t, self.compiled, self.sampler)  # what the last agent step owes; a continuation does so itself
+        jax.block_until_ready(t.agent)
+        if not self._due(experiment.log_every):
+            self.write_line()
+        return self._sum_up()
+
+    def boundary(self) -> bool:
+        """Between two agent steps: lines, evaluations and checkpoints that are due; True to stop."""
+        t, experiment = self.training, self.experiment
+        self.speed.observe(t)
+        if t.agent_step % 64 < t.env.spec.num_envs and self.progress:
+            self.progress.update(t.agent_step, t.episodes.last_return)
+        if self._due(experiment.log_every):
+            self.write_line()
+        if experiment.eval_episodes and self._due(experiment.eval_every) and t.agent_step < experiment.steps:
+            with self.speed.excluded():
+                self.evaluate()
+        if self._due(experiment.checkpoint_every):
+            with self.speed.excluded():
+                self.save()
+        return self.received is not None
+
+    def _due(self, every: int) -> bool:
+        step = self.training.agent_step
+        return every > 0 and step // every != (step - self.env.spec.num_envs) // every
+
+    def write_line(self) -> None:
+        self._stop_if_not_finite()
+        t = self.training
+        line = t.episodes.line() | t.totals.means() | {"replay/size": len(t.storage)}
+        if self.experiment.on_nan == "skip":
+            line["updates/skipped"] = int(t.totals.skipped)
+        t.totals = Totals.zeros(sorted(t.totals.sums))
+        self._write(line)
+
+    def _write(self, values: dict[str, Any]) -> None:
+        t = self.training
+        position = {"step": t.agent_step, "gradient_step": t.gradient_step}
+        clock = {"wall_clock": time.time(), "steps_per_second": self.progress.rate if self.progress else float("nan")}
+        self.metrics.write(position | clock | values)
+        self.tracker.write(position | values)
+
+    def evaluate(self) -> Evaluation:
+        episodes = self.experiment.eval_episodes
+        if self.evaluation_env is None:
+            env = make_env(self.experiment, training=False, num_envs=min(episodes, EVALUATION_ENVS))
+            self.evaluation_env = self.stack.enter_context(closing(env))
+        seed = seed_from(self.keys["evaluation"], self.training.agent_step)
+        result = evaluate(self.exploit, self.training.agent, self.evaluation_env, episodes, seed)
+        spread = float(np.std(result.returns))
+        self._write({"eval/return": result.mean, "eval/return_std": spread, "eval/episodes": episodes})
+        return result
+
+    def save(self) -> None:
+        """Write a checkpoint. Environments that cannot be captured begin new episodes, whether or not the run stops."""
+        self._stop_if_not_finite()
+        t = self.training
+        snapshot = self.env.snapshot()
+        if snapshot is None:
+            t.sampler = self.compiled.remember(t.sampler, t.storage.end())
+            t.episodes.abandon()
+            self.restart_environments()
+        checkpoint.save(
+            self.directory / "checkpoints", t, snapshot, self.experiment.keep_checkpoints, self.metrics.bytes
+        )
+
+    def _stop_if_not_finite(self) -> None:
+        if self.experiment.on_nan == "skip":
+            return
+        problem = self.training.totals.not_finite()
+        if problem:
+            good = checkpoint.names(self.directory / "checkpoints")
+            last = f"the last good checkpoint is {good[-1]}" if good else "there was no checkpoint yet"
+            raise TrainingStopped(f"{problem}; {last}; --on-nan skip would leave such gradient steps out")
+
+    def _sum_up(self) -> Result:
+        t = self.training
+        steps_per_second = self.speed.rate(t)
+        evaluation = self.evaluate() if self.experiment.eval_episodes else None
+        summary = {
+            "return": evaluation.mean if evaluation else None,
+            "episode_returns": evaluation.returns if evaluation else [],
+            "episode_lengths": evaluation.lengths if evaluation else [],
+            "agent_steps": t.agent_step,
+            "gradient_steps": t.gradient_step,
+            "steps_per_second": steps_per_second,
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "digest": self.experiment.digest(),
+        }
+        checkpoint.write_atomically(self.directory / "summary.json", json.dumps(summary, indent=2))
+        return Result(self.directory, t.agent, evaluation, steps_per_second, plot_curve(self.directory), summary)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Turn the first SIGINT or SIGTERM into a wish to stop; a second one has its usual effect."""
+
+        def receive(number: int, frame: FrameType | None) -> None:
+            self.received = number
+            signal.signal(number, previous[number])
+            self.say("stopping after a checkpoint; once more to stop at once")
+
+        try:
+            previous = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread, so the program that called us owns the signals
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def say(self, message: str) -> None:
+        if self.progress:
+            self.progress.say(message)
+        elif not self.quiet:
+            ProgressDisplay(0, 0).say(message)
+
+
+class Speed:
+    """Agent steps per second while learning, without compilation and without what is `excluded`."""
+
+    def __init__(self) -> None:
+        self.start: tuple[int, float] | None = None
+        self.paused = 0.0
+        self.updates_seen = 0
+
+    def observe(self, training: Training) -> None:
+        if self.start is None:
+            if self.updates_seen == 0 and training.gradient_step > 0:
+                self.updates_seen = training.gradient_step
+            if self.updates_seen and training.gradient_step >= self.updates_seen + WARM_UPDATES:
+                jax.block_until_ready(training.agent)
+                self.start = (training.agent_step, time.monotonic())
+
+    @contextmanager
+    def excluded(self) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        if self.start is not None:
+            self.paused += time.monotonic() - started
+
+    def rate(self, training: Training) -> float:
+        """NaN if there were too few gradient steps to tell."""
+        if self.start is None or training.agent_step == self.start[0]:
+            return float("nan")
+        return (training.agent_step - self.start[0]) / (time.monotonic() - self.start[1] - self.paused)
+
+
+def new_directory(experiment: Experiment) -> Path:
+    """Where a new run goes; ExperimentError if something is there already. Creates nothing."""
+    if experiment.out is not None:
+        directory = Path(experiment.out)
+        if directory.exists():
+            raise ExperimentError(f"{directory} exists already; go on with --resume {directory}, or give another --out")
+        return directory
+    name = f"{experiment.env.replace('/', '_')}-{experiment.agent_name}-s{experiment.seed}"
+    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """Of the checkout this code runs from, if it is one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
