@@ -1,0 +1,130 @@
+"""Any Gymnasium environment behind the interface of `interface.py`."""
+
+import functools
+import importlib
+import importlib.util
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import FlattenObservation
+from numpy.typing import NDArray
+
+from .backend import Actions, env_seeds, versions
+from .capture import UnknownStateError, capture, restore
+from .interface import Env, EnvError, EnvSpec, Step
+
+
+@functools.cache
+def names(family: str) -> dict[str, str]:
+    """Registered ids -> themselves, without those that only raise for want of a package."""
+    if importlib.util.find_spec("ale_py") is not None:
+        gymnasium.register_envs(importlib.import_module("ale_py"))
+    has_box2d = importlib.util.find_spec("Box2D") is not None
+    return {
+        env_id: env_id
+        for env_id, spec in gymnasium.registry.items()
+        if isinstance(spec.entry_point, str) and (has_box2d or "box2d" not in spec.entry_point)
+    }
+
+
+def make(
+    env_id: str, family: str, name: str, num_envs: int, seed: int, protocol: str | None, training: bool, render: bool
+) -> Env:
+    """`name` as `gymnasium.make` takes it, "module:ID" included; `protocol` and `training` do not apply."""
+
+    def one() -> gymnasium.Env[Any, Any]:
+        env = gymnasium.make(name, render_mode="rgb_array" if render else None)
+        space = env.observation_space
+        return FlattenObservation(env) if not isinstance(space, spaces.Box) and space.is_np_flattenable else env
+
+    try:
+        vector = SyncVectorEnv([one] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise EnvError(f"{env_id}: {' '.join(str(error).split())}") from error
+    return _GymnasiumEnv(env_id, vector, seed, render)
+
+
+class _GymnasiumEnv:
+    """Gymnasium's vector API, restarting ended episodes in the same step.
+
+    uint8 images stay as they are, [H, W] gaining a channel; all else becomes float32. Dict, tuple and discrete
+    observations are flattened as `gymnasium.spaces.flatten` says (one-hot where discrete).
+    """
+
+    def __init__(self, env_id: str, vector: SyncVectorEnv, seed: int, render: bool) -> None:
+        space = vector.single_observation_space
+        if not isinstance(space, spaces.Box):
+            raise EnvError(f"{env_id}: its observations are {space}, which cannot be made one array")
+        self._vector: Any = vector
+        self._seed, self._render = seed, render
+        self._actions = Actions(env_id, vector.single_action_space)
+        is_image = space.dtype == np.uint8 and len(space.shape) in (2, 3)
+        self._shape = (*space.shape, 1) if is_image and len(space.shape) == 2 else space.shape
+        self._dtype = np.dtype(np.uint8 if is_image else np.float32)
+        core = vector.envs[0].unwrapped
+        packages = {type(part).__module__.partition(".")[0] for part in (core, *vars(core).values())}
+        registered = vector.envs[0].spec
+        settings = registered.kwargs if registered else {}
+        self.spec = EnvSpec(
+            id=env_id,
+            num_envs=vector.num_envs,
+            observation_shape=self._shape,
+            observation_dtype=self._dtype.name,
+            discrete=self._actions.discrete,
+            action_size=self._actions.size,
+            action_low=self._actions.low,
+            action_high=self._actions.high,
+            max_episode_steps=registered.max_episode_steps if registered else None,
+            protocol={
+                "backend": "gymnasium",
+                "env": registered.id if registered else env_id,
+                "settings": {key: repr(value) for key, value in settings.items() if key != "render_mode"},
+                "versions": versions("gymnasium", *sorted(packages - {"gymnasium"})),
+            },
+        )
+
+    def reset(self, seed: int | None = None) -> NDArray[Any]:
+        seeds = env_seeds(self._seed if seed is None else seed, self.spec.num_envs)
+        self._observation = self._converted(self._vector.reset(seed=list(seeds))[0])
+        return self._observation
+
+    def step(self, actions: NDArray[Any]) -> Step:
+        raw, reward, terminated, truncated, info = self._vector.step(self._actions(actions))
+        truncated = truncated & ~terminated
+        ended = terminated | truncated
+        observation = final_observation = self._converted(raw)
+        if ended.any():
+            final_observation = observation.copy()
+            final_observation[ended] = self._converted(np.stack(info["final_obs"][ended]))
+        self._observation = observation
+        return Step(observation, reward.astype(np.float32), terminated, truncated, final_observation, ended)
+
+    def render(self) -> NDArray[np.uint8]:
+        if not self._render:
+            raise EnvError(f"{self.spec.id}: made without render=True, so there is no picture")
+        try:
+            return np.array(self._vector.envs[0].render(), np.uint8)
+        except Exception as error:  # drawing libraries raise types of their own
+            raise EnvError(f"{self.spec.id}: cannot be drawn: {' '.join(str(error).split())}") from error
+
+    def snapshot(self) -> dict[str, NDArray[Any]] | None:
+        """None if some attribute of the environment or a wrapper is neither plain, nor known, nor static."""
+        try:
+            return capture(self._vector.envs) | {"observation": self._observation.copy()}
+        except UnknownStateError:
+            return None
+
+    def restore(self, snapshot: dict[str, NDArray[Any]]) -> NDArray[Any]:
+        restore(self._vector.envs, snapshot)
+        self._observation = snapshot["observation"].copy()
+        return self._observation
+
+    def close(self) -> None:
+        self._vector.close()
+
+    def _converted(self, observation: Any) -> NDArray[Any]:
+        array: NDArray[Any] = np.asarray(observation, self._dtype).reshape(-1, *self._shape)
+        return array
