@@ -1,0 +1,455 @@
+"""Where transitions live on the host: rings of NumPy columns, image frames stored once, n-step returns on the way in."""
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+Array = NDArray[Any]
+Columns = dict[str, Array]
+
+FREE = np.iinfo(np.int64).min  # stamp of a frame that is not in use
+HELD = np.iinfo(np.int64).max  # stamp of a frame that no written transition refers to yet
+EXPECTED_EPISODE_LENGTH = (
+    100  # agent steps; for the expected memory only: each episode costs one frame more than its steps
+)
+
+
+class Memory(NamedTuple):
+    """Bytes resident once the ring is full."""
+
+    expected: int  # with episodes of 100 agent steps or longer
+    worst_case: int  # with episodes of one agent step, each of which needs two frames
+
+
+class _Layout(NamedTuple):
+    columns: dict[str, np.dtype[Any]]  # one ring each
+    frame: np.dtype[Any] | None  # of the frame pool; None where observations are stored as they are
+    frames: int  # most frames that can be in use at once
+
+
+def _layout(
+    capacity: int,
+    observation_shape: tuple[int, ...],
+    observation_dtype: DTypeLike,
+    frame_stack: int,
+    action_shape: tuple[int, ...],
+    action_dtype: DTypeLike,
+    num_envs: int,
+    n_step: int,
+) -> _Layout:
+    for name, value in (("frame_stack", frame_stack), ("num_envs", num_envs), ("n_step", n_step)):
+        if value < 1:
+            raise ValueError(f"replay: {name} must be at least 1, not {value}")
+    # Between two writes that refer to one frame lie fewer writes than this, so a frame that is still needed is never freed.
+    least = num_envs * (2 * n_step - 1)
+    if capacity < least:
+        raise ValueError(f"replay: capacity must be at least num_envs * (2 * n_step - 1) = {least}, not {capacity}")
+
+    columns = {
+        "action": np.dtype((action_dtype, action_shape)),
+        "reward": np.dtype(np.float32),
+        "discount": np.dtype(np.float32),
+    }
+    if frame_stack == 1:
+        observation = np.dtype((observation_dtype, observation_shape))
+        return _Layout({"observation": observation, "next_observation": observation, **columns}, None, 0)
+    if not observation_shape or observation_shape[-1] % frame_stack:
+        raise ValueError(
+            f"replay: {frame_stack} frames do not divide the last axis of observations {observation_shape}"
+        )
+    # The first frame_stack references are the observation, the last the next observation; one step apart they overlap.
+    references = frame_stack + 1 if n_step == 1 else 2 * frame_stack
+    frame = np.dtype((observation_dtype, (*observation_shape[:-1], observation_shape[-1] // frame_stack)))
+    # Two frames for each transition, written or pending, and what the running episodes' stacks reach back to.
+    frames = 2 * (capacity + num_envs * n_step) + num_envs * (frame_stack + 2)
+    return _Layout({"references": np.dtype((np.int32, (references,))), **columns}, frame, frames)
+
+
+def memory(
+    capacity: int,
+    observation_shape: tuple[int, ...],
+    observation_dtype: DTypeLike,
+    *,
+    frame_stack: int = 1,
+    action_shape: tuple[int, ...] = (),
+    action_dtype: DTypeLike = "int32",
+    num_envs: int = 1,
+    n_step: int = 1,
+    gamma: float = 0.99,
+) -> Memory:
+    """What a `Storage` built with the same arguments will occupy; allocates nothing. ValueError as for `Storage`."""
+    layout = _layout(
+        capacity, observation_shape, observation_dtype, frame_stack, action_shape, action_dtype, num_envs, n_step
+    )
+    rings = capacity * sum(column.itemsize for column in layout.columns.values())
+    if layout.frame is None:
+        return Memory(rings, rings)
+    fixed = rings + layout.frames * np.dtype(np.int64).itemsize  # a stamp for each frame
+    expected_frames = layout.frames - capacity + capacity // EXPECTED_EPISODE_LENGTH
+    return Memory(fixed + expected_frames * layout.frame.itemsize, fixed + layout.frames * layout.frame.itemsize)
+
+
+def available_memory() -> int:
+    """Bytes that can be allocated now without swapping, within the limit of the control group if there is one.
+
+    Where the system does not say what is available (not Linux), all of the physical memory.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    group = Path("/sys/fs/cgroup")
+    for limit, usage in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            available = min(available, int((group / limit).read_text()) - int((group / usage).read_text()))
+        except (OSError, ValueError):  # no such file, or the limit is "max"
+            continue
+    return max(available, 0)
+
+
+class _Windows:
+    """The n-step windows [N, n] not yet complete: window j of an environment began j + 1 agent steps ago."""
+
+    def __init__(self, num_envs: int, n_step: int, observation: np.dtype[Any], action: np.dtype[Any], gamma: float):
+        self.age = np.arange(n_step)
+        self.discount = gamma ** np.arange(n_step + 1, dtype=np.float64)
+        self.open = np.zeros(num_envs, np.int64)  # windows j < open are in use
+        self.observation = np.zeros((num_envs, n_step), observation)
+        self.action = np.zeros((num_envs, n_step), action)
+        self.reward = np.zeros((num_envs, n_step), np.float64)  # discounted sum so far
+
+    @property
+    def state(self) -> Columns:
+        return {"open": self.open, "observation": self.observation, "action": self.action, "reward": self.reward}
+
+    def step(self, observation: Array, action: Array, reward: Array, ending: NDArray[np.bool_]) -> "_Complete":
+        """Begin a window in every environment; what is complete with this step."""
+        if len(self.age) == 1:  # nothing ever waits
+            return _Complete(np.arange(len(ending)), np.ones(len(ending), np.int64), observation, action, reward)
+        for values in (self.observation, self.action, self.reward):
+            values[:, 1:] = values[:, :-1]
+        self.observation[:, 0] = observation
+        self.action[:, 0] = action
+        self.reward[:, 0] = 0.0
+        self.reward += self.discount[:-1] * reward[:, None]
+        self.open += 1
+        return self.flush(ending)
+
+    def flush(self, ending: NDArray[np.bool_]) -> "_Complete":
+        """The windows that are full and all those of `ending` environments: by environment, oldest first."""
+        oldest_first = self.age[::-1]
+        complete = (oldest_first < self.open[:, None]) & (ending[:, None] | (oldest_first == self.age[-1]))
+        env, position = complete.nonzero()
+        age = oldest_first[position]
+        self.open[ending] = 0
+        np.minimum(self.open, self.age[-1], out=self.open)
+        return _Complete(env, age + 1, self.observation[env, age], self.action[env, age], self.reward[env, age])
+
+
+class _Complete(NamedTuple):
+    """Windows to be written; M of them."""
+
+    env: NDArray[np.int64]
+    length: NDArray[np.int64]  # agent steps
+    observation: Array  # [M, ...] in stored form
+    action: Array
+    reward: Array
+
+
+class Storage:
+    """The last `capacity` transitions of `num_envs` environments; transition number w is in slot w % capacity.
+
+    observation_shape, observation_dtype: of one environment. With `frame_stack` S > 1 an observation is S frames along
+        the last axis, oldest first; a frame is stored once and transitions refer to it, so that every written slot is
+        a whole transition.
+    n_step: a transition spans m = n_step agent steps, or fewer where its episode ended. Its reward is the sum of
+        gamma^k r_k for k < m (accumulated in float64, stored as float32) and its discount gamma^m, or 0 if the episode
+        terminated. Each agent step begins exactly one transition. (Sutton & Barto, 2018, eq. 7.1.)
+
+    ValueError for sizes below 1 and for a capacity below num_envs * (2 * n_step - 1).
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        observation_shape: tuple[int, ...],
+        observation_dtype: DTypeLike,
+        *,
+        frame_stack: int = 1,
+        action_shape: tuple[int, ...] = (),
+        action_dtype: DTypeLike = "int32",
+        num_envs: int = 1,
+        n_step: int = 1,
+        gamma: float = 0.99,
+    ) -> None:
+        layout = _layout(
+            capacity, observation_shape, observation_dtype, frame_stack, action_shape, action_dtype, num_envs, n_step
+        )
+        self.capacity = capacity
+        self.written = 0  # transitions ever written
+        self._oldest = 0  # the first transition this ring ever held
+        self._columns = {name: np.zeros(capacity, dtype) for name, dtype in layout.columns.items()}
+        self._stack = frame_stack
+        # Zeros that were never touched cost no memory: resident are the frames that were in use at once.
+        self._pool = None if layout.frame is None else np.zeros(layout.frames, layout.frame)
+        # Per frame: number of the last transition written that refers to it; HELD before the first; FREE.
+        self._stamp = np.full(layout.frames, FREE)
+        self._free: list[int] = []  # freed frames, reused last first, before any frame from `_top` on
+        self._top = 0
+
+        # Observations below are in stored form: references [S] where frames are shared, else the observation itself.
+        observation = np.dtype((np.int32, (frame_stack,))) if layout.frame else layout.columns["observation"]
+        self._running = False
+        self._current = np.zeros(num_envs, observation)
+        self._windows = _Windows(num_envs, n_step, observation, layout.columns["action"], gamma)
+
+    def __len__(self) -> int:
+        return self.written - self._first
+
+    @property
+    def frames_in_use(self) -> int:
+        """Distinct frames that written transitions and running episodes refer to; 0 where none are shared."""
+        return self._top - len(self._free)
+
+    @property
+    def _first(self) -> int:
+        """Number of the oldest transition still here."""
+        return max(self._oldest, self.written - self.capacity)
+
+    def begin(self, observation: Array) -> None:
+        """Start an episode in every environment from `observation` [N, ...]; ValueError while episodes are running."""
+        if self._running:
+            raise ValueError("replay: begin() while episodes are running; end() comes first")
+        self._current[:] = self._started(observation)
+        self._running = True
+
+    def add(
+        self,
+        action: ArrayLike,
+        reward: ArrayLike,
+        terminated: ArrayLike,
+        truncated: ArrayLike,
+        final_observation: Array,
+        observation: Array,
+    ) -> NDArray[np.int32]:
+        """One agent step of the N environments, as `Step` of envs gives it; rewards are stored as they are given.
+
+        Result: [N * n_step] int32, the slots of the transitions that became complete, in the order written (by
+        environment, then by age), then -1. ValueError before `begin`.
+        """
+        if not self._running:
+            raise ValueError("replay: add() before begin()")
+        terminated = np.asarray(terminated, np.bool_)
+        ended = terminated | truncated
+        reached = final_observation if self._pool is None else self._extended(final_observation)
+        complete = self._windows.step(self._current, np.asarray(action), np.asarray(reward), ended)
+        slots = self._write(complete, terminated, reached)
+        self._current[:] = reached
+        if ended.any():
+            self._current[ended] = self._started(observation[ended])
+        return slots
+
+    def end(self) -> NDArray[np.int32]:
+        """Truncate every running episode where it is; `begin` follows. Result as of `add`."""
+        if not self._running:
+            raise ValueError("replay: end() before begin()")
+        everywhere = np.ones(len(self._current), np.bool_)
+        slots = self._write(self._windows.flush(everywhere), ~everywhere, self._current)
+        if self._pool is not None:
+            self._release(self._current[self._stamp[self._current] == HELD])
+        self._running = False
+        return slots
+
+    def gather(self, slots: ArrayLike) -> Columns:
+        """The transitions in `slots` [B] as fresh arrays, for `decode` to finish on the device.
+
+        action [B, ...]; reward, discount [B] float32; and either observation, next_observation [B, ...] or, where
+        frames are shared, frames [B, L, ...]: the first S are the observation, the last S the next observation (with
+        n_step 1 they overlap, L = S + 1; otherwise L = 2 S). Slots must have been written.
+        """
+        slots = np.asarray(slots, np.intp)
+        columns = {name: column.take(slots, axis=0) for name, column in self._columns.items()}
+        if self._pool is not None:
+            columns["frames"] = self._pool.take(columns.pop("references"), axis=0)
+        return columns
+
+    def export(self, start: int, stop: int) -> Columns:
+        """Transitions number start .. stop - 1 with the frames they refer to, as plain arrays for `load`.
+
+        ValueError unless all of them are in the ring. Peak memory is that of the result: export a large ring in parts.
+        """
+        if not self._first <= start <= stop <= self.written:
+            raise ValueError(f"replay: holds transitions {self._first} to {self.written}, not {start} to {stop}")
+        slots = np.arange(start, stop) % self.capacity
+        segment = {name: column.take(slots, axis=0) for name, column in self._columns.items()}
+        segment["start"] = np.array(start)
+        if self._pool is not None:
+            segment |= self._frames(segment["references"])
+        return segment
+
+    def load(self, segment: Columns) -> None:
+        """Write the transitions of `export` under their old numbers; `restore_pending` or `begin` follows the last one.
+
+        In the order exported, into a storage built with the same arguments. A segment that starts later than the last
+        one stopped forgets all before it. ValueError if it starts earlier, does not fit, or episodes are running.
+        """
+        start = int(segment["start"])
+        if self._running or start < self.written:
+            raise ValueError(f"replay: transition {self.written} is next, with no episode running, not {start}")
+        for name, column in self._columns.items():
+            if segment[name].shape[1:] != column.shape[1:] or segment[name].dtype != column.dtype:
+                raise ValueError(f"replay: the saved {name} does not fit this replay")
+        if start > self.written:
+            self._oldest = start
+        numbers = np.arange(start, start + len(segment["reward"]))
+        for name, column in self._columns.items():
+            column[numbers % self.capacity] = segment[name]
+        self.written = start + len(numbers)
+        if self._pool is not None:
+            self._restore_frames(segment)
+            self._stamp[segment["references"]] = numbers[:, None]
+            self._find_free()
+
+    def pending(self) -> Columns:
+        """What `export` leaves out: the running episodes' observations and unfinished windows, as plain arrays."""
+        pending = {
+            "first": np.array(self._first),
+            "written": np.array(self.written),
+            "running": np.array(self._running),
+        }
+        pending["current"] = self._current.copy()
+        pending |= {f"window_{name}": values.copy() for name, values in self._windows.state.items()}
+        if self._pool is not None:
+            pending |= self._frames(self._references_held())
+        return pending
+
+    def restore_pending(self, pending: Columns) -> None:
+        """Go on exactly where `pending` was taken; ValueError unless what was written before it has been loaded."""
+        here, there = (self._first, self.written), (int(pending["first"]), int(pending["written"]))
+        if self._running or here != there:
+            raise ValueError(f"replay: needs transitions {there[0]} to {there[1]} loaded, not {here[0]} to {here[1]}")
+        self._running = bool(pending["running"])
+        self._current[:] = pending["current"]
+        for name, values in self._windows.state.items():
+            values[:] = pending[f"window_{name}"]
+        if self._pool is not None:
+            self._restore_frames(pending)
+            held = self._references_held()
+            self._stamp[held] = np.where(self._in_use(self._stamp[held]), self._stamp[held], HELD)
+            self._find_free()
+
+    def _write(self, complete: _Complete, terminated: NDArray[np.bool_], reached: Array) -> NDArray[np.int32]:
+        """Write windows that end with the observation `reached` of their environment."""
+        env, count = complete.env, len(complete.env)
+        numbers = np.arange(self.written, self.written + count)
+        slots = np.full(self._windows.reward.size, -1, np.int32)
+        slots[:count] = numbers % self.capacity
+        first = self.written % self.capacity
+        # a slice is written faster than an array of slots, but cannot go round the end of the ring
+        where = slice(first, first + count) if first + count <= self.capacity else slots[:count]
+        columns = self._columns
+        if self._pool is None:
+            columns["observation"][where] = complete.observation
+            columns["next_observation"][where] = reached[env]
+        else:
+            overwritten = columns["references"][where].copy()
+            columns["references"][where, : self._stack] = complete.observation
+            columns["references"][where, -self._stack :] = reached[env]
+            self._stamp[columns["references"][where]] = numbers[:, None]
+            # frames that the transitions now overwritten were the last to refer to
+            self._release(overwritten[self._stamp[overwritten] == (numbers - self.capacity)[:, None]])
+        columns["action"][where] = complete.action
+        columns["reward"][where] = complete.reward
+        columns["discount"][where] = self._windows.discount[complete.length] * ~terminated[env]
+        self.written += count
+        return slots
+
+    def _new_frames(self, frames: Array) -> NDArray[np.int32]:
+        """Store M frames; their references [M]."""
+        assert self._pool is not None
+        count = len(frames)
+        missing = count - len(self._free)
+        if missing > 0:
+            if self._top + missing > len(self._pool):
+                raise ValueError("replay: too many frames; an episode must start with frame_stack copies of its first")
+            self._free[:0] = range(self._top + missing - 1, self._top - 1, -1)
+            self._top += missing
+        references = np.array(self._free[-count:], np.int32)
+        del self._free[-count:]
+        self._pool[references] = frames
+        self._stamp[references] = HELD
+        return references
+
+    def _release(self, references: NDArray[np.int32]) -> None:
+        self._stamp[references] = FREE
+        self._free.extend(dict.fromkeys(references.tolist()))
+
+    def _extended(self, observation: Array) -> NDArray[np.int32]:
+        """The current stacks moved on by the newest frame of `observation`; references [N, S]."""
+        assert self._pool is not None
+        stacks = np.empty_like(self._current)
+        stacks[:, :-1] = self._current[:, 1:]
+        stacks[:, -1] = self._new_frames(observation[..., -self._pool.shape[-1] :])
+        return stacks
+
+    def _started(self, observation: Array) -> Array:
+        """Whole new observations [M, ...] in stored form; equal neighbours in a stack are one frame."""
+        if self._pool is None:
+            return observation
+        frames = np.stack(np.split(observation, self._stack, axis=-1), axis=1)
+        new = np.ones(frames.shape[:2], np.bool_)
+        new[:, 1:] = (frames[:, 1:] != frames[:, :-1]).any(axis=tuple(range(2, frames.ndim)))
+        references: Array = self._new_frames(frames[new])[new.cumsum() - 1]
+        return references.reshape(new.shape)
+
+    def _references_held(self) -> NDArray[np.int32]:
+        """Every reference of the running episodes: their stacks and the unfinished windows."""
+        if not self._running:
+            return np.zeros(0, np.int32)
+        in_use = self._windows.age < self._windows.open[:, None]
+        return np.concatenate([self._current.ravel(), self._windows.observation[in_use].ravel()])
+
+    def _frames(self, references: NDArray[np.int32]) -> Columns:
+        assert self._pool is not None
+        frame_ids = np.unique(references)
+        return {"frame_ids": frame_ids, "frames": self._pool.take(frame_ids, axis=0)}
+
+    def _restore_frames(self, saved: Columns) -> None:
+        # A frame goes back to its old place. If an older transition refers to another frame there, that transition was
+        # overwritten before this frame was stored, and so it will be again before the end of this segment.
+        assert self._pool is not None
+        self._pool[saved["frame_ids"]] = saved["frames"]
+
+    def _in_use(self, stamp: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return stamp >= self._first
+
+    def _find_free(self) -> None:
+        in_use = self._in_use(self._stamp)
+        self._stamp[~in_use] = FREE
+        used = in_use.nonzero()[0]
+        self._top = int(used[-1]) + 1 if len(used) else 0
+        self._free = (~in_use[: self._top]).nonzero()[0][::-1].tolist()
+
+
+def decode(columns: dict[str, Any], frame_stack: int) -> dict[str, Any]:
+    """What `Storage.gather` gave, as an agent's batch has it; a pure JAX function for use under jit.
+
+    Splits frames [B, L, ..., C] into observation and next_observation [B, ..., S * C], oldest frame first along the
+    last axis. Without frames (frame_stack 1) the identity.
+    """
+    if frame_stack == 1:
+        return columns
+    columns = dict(columns)
+    frames = columns.pop("frames")
+    channels = frame_stack * frames.shape[-1]
+    stacked = jnp.moveaxis(frames, 1, -2)
+    stacked = stacked.reshape(*stacked.shape[:-2], -1)
+    return {**columns, "observation": stacked[..., :channels], "next_observation": stacked[..., -channels:]}
