@@ -1,0 +1,207 @@
+"""Speed beside other frameworks on the same task and machine.
+
+python -m resprout.benchmarks.peers --repeats 5
+
+Runs come in pairs, ours and then the peer's, each in a process of its own, so that a slow minute of the machine meets
+both. Speed is agent steps per second with learning on; compilation, random warm-up and evaluation are left out on both
+sides. The bare-update limit is the speed that our loop would have if environment, replay and acting cost nothing.
+"""
+
+import argparse
+import csv
+import dataclasses
+import json
+import statistics
+import subprocess
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from ..agents import DQN, SAC
+from ..agents.learner import Batch
+from ..envs import EnvSpec, make
+from ..training import Experiment, train
+
+WARMUP = 1_000  # agent steps of random actions; few, for only the speed after them is measured
+WARM_UPDATES = 20  # gradient steps before the bare update is timed
+EPSILON = 0.05  # constant, as in peer_sb3.py: random actions are cheaper, so both sides must take equally many
+
+
+@dataclass(frozen=True)
+class Task:
+    """One comparison: our experiment, and the peer's script beside this file with its name for the environment."""
+
+    experiment: Experiment
+    script: str
+    env: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two runs back to back; speeds are agent steps per second."""
+
+    task: str
+    repeat: int
+    peer: str
+    ours_per_second: float
+    peer_per_second: float
+    ratio: float
+    bare_update_limit: float  # of the task, measured once
+
+
+def tasks() -> dict[str, Task]:
+    sac = SAC(hidden=(256, 256), batch_size=256, replay_ratio=1.0, warmup=WARMUP)
+    dqn = DQN(
+        padding="valid",
+        batch_size=32,
+        replay_ratio=0.25,
+        warmup=WARMUP,
+        capacity=100_000,
+        epsilon_start=EPSILON,
+        epsilon_end=EPSILON,
+    )
+    cheetah = Experiment(agent=sac, env="mujoco/HalfCheetah-v4", steps=5_000)
+    breakout = Experiment(agent=dqn, env="atari/Breakout", protocol="cleanrl", steps=4_000)
+    return {
+        "sac": Task(cheetah, "peer_sbx.py", "HalfCheetah-v4"),
+        "dqn": Task(breakout, "peer_sb3.py", "BreakoutNoFrameskip-v4"),
+    }
+
+
+def our_speed(task: Task, seed: int) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        experiment = dataclasses.replace(
+            task.experiment, seed=seed, eval_every=0, eval_episodes=0, checkpoint_every=0, out=f"{folder}/run"
+        )
+        return train(experiment, quiet=True).steps_per_second
+
+
+def peer_speed(task: Task, seed: int, python: Path) -> tuple[str, float]:
+    """The peer's name with its version, and its speed; RuntimeError with its own last words if it fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "result.json"
+        numbers = {"steps": task.experiment.steps, "warmup": task.experiment.agent.warmup, "seed": seed}
+        flags = [f"--{name}={value}" for name, value in numbers.items()]
+        if task.script == "peer_sbx.py":
+            flags.append("--eval-episodes=0")
+        script = Path(__file__).with_name(task.script)
+        command = [str(python), "-P", str(script), f"--env={task.env}", f"--out={out}", *flags]
+        # In a folder of its own: MuJoCo writes a log where it runs.
+        done = subprocess.run(command, check=False, cwd=folder, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{task.script} failed:\n{done.stderr[-2000:]}")
+        result = json.loads(out.read_text())
+    return f"{result['peer']} {result['version']}", result["steps_per_second"]
+
+
+def random_batch(spec: EnvSpec, size: int) -> Batch:
+    """Transitions of the right shapes and types; what is in them does not change what an update costs."""
+    generator = np.random.default_rng(0)
+
+    def observations() -> np.ndarray:
+        values = generator.integers(0, 256, (size, *spec.observation_shape))
+        return values.astype(np.uint8) if spec.observation_dtype == "uint8" else values.astype(np.float32) / 128 - 1
+
+    if spec.discrete:
+        action = generator.integers(0, spec.action_size, size).astype(np.int32)
+    else:
+        action = generator.uniform(-1, 1, (size, spec.action_size)).astype(np.float32)
+    numbers = {
+        "observation": observations(),
+        "action": action,
+        "reward": generator.normal(size=size).astype(np.float32),
+        "discount": np.full(size, 0.99, np.float32),
+        "next_observation": observations(),
+        "weight": np.ones(size, np.float32),
+    }
+    return Batch(**{name: jnp.asarray(value) for name, value in numbers.items()})
+
+
+def bare_update_limit(task: Task, seconds: float = 10.0) -> float:
+    """Agent steps per second that the jitted update alone, on one batch, would allow at the task's replay ratio."""
+    experiment = task.experiment
+    env = make(experiment.env, protocol=experiment.protocol)
+    spec = env.spec
+    env.close()
+    agent = experiment.agent.build(spec)
+    update = jax.jit(agent.update, donate_argnums=0)
+    key = jax.random.key(0)
+    state, batch, updates = agent.init(key), random_batch(spec, experiment.agent.batch_size), 0
+    for _ in range(WARM_UPDATES):
+        state, metrics, _ = update(state, batch, key)
+    jax.block_until_ready(metrics)
+    started = time.monotonic()
+    while time.monotonic() - started < seconds:
+        for _ in range(WARM_UPDATES):
+            state, metrics, _ = update(state, batch, key)
+        jax.block_until_ready(metrics)
+        updates += WARM_UPDATES
+    return updates / (time.monotonic() - started) / experiment.ratio
+
+
+def compare(chosen: list[str], repeats: int, python: Path, console: Console) -> list[Pair]:
+    pairs = []
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as processes:
+        for name in chosen:
+            task = tasks()[name]
+            limit = processes.submit(bare_update_limit, task).result()
+            for repeat in range(repeats):
+                ours = processes.submit(our_speed, task, repeat).result()
+                peer, theirs = peer_speed(task, repeat, python)
+                pairs.append(Pair(name, repeat, peer, ours, theirs, ours / theirs, limit))
+                console.print(f"{name} pair {repeat + 1} of {repeats}: ours {ours:.0f}, {peer} {theirs:.0f} steps/s")
+    return pairs
+
+
+def middle_and_range(values: list[float], digits: int) -> str:
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def summary(pairs: list[Pair]) -> Table:
+    """One row per task: medians and, in brackets, the range over the pairs."""
+    table = Table("task", "peer", "ours, steps/s", "peer, steps/s", "ratio", "bare-update limit, steps/s")
+    for name in dict.fromkeys(pair.task for pair in pairs):
+        members = [pair for pair in pairs if pair.task == name]
+        table.add_row(
+            f"{name} {tasks()[name].experiment.env}",
+            members[0].peer,
+            middle_and_range([pair.ours_per_second for pair in members], 0),
+            middle_and_range([pair.peer_per_second for pair in members], 0),
+            middle_and_range([pair.ratio for pair in members], 2),
+            f"{members[0].bare_update_limit:.0f}",
+        )
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=list(tasks()), default=list(tasks()))
+    parser.add_argument("--repeats", type=int, default=5, help="pairs of runs for each task")
+    parser.add_argument("--peers-python", type=Path, default=Path(".venv-peers/bin/python"))
+    parser.add_argument("--csv", type=Path, help="write every pair there")
+    args = parser.parse_args()
+    if args.repeats < 1:
+        parser.error("--repeats must be at least 1")
+    if not args.peers_python.is_file():
+        parser.error(f"no Python at {args.peers_python}; `make bench-peers` installs the peers")
+    console = Console()
+    pairs = compare(args.tasks, args.repeats, args.peers_python.absolute(), console)
+    console.print(summary(pairs))
+    if args.csv:
+        with args.csv.open("w", newline="") as file:
+            rows = csv.DictWriter(file, [field.name for field in dataclasses.fields(Pair)])
+            rows.writeheader()
+            rows.writerows(dataclasses.asdict(pair) for pair in pairs)
+
+
+if __name__ == "__main__":
+    main()
