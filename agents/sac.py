@@ -1,0 +1,258 @@
+"""Soft actor-critic: an ensemble of critics, a tanh-Gaussian actor and a learned temperature."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+
+from .learner import Agent, Batch, Learner, Metrics, PyTree, Spec
+from .networks import MLP
+
+LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # Haarnoja et al.'s code
+
+
+@dataclass(frozen=True)
+class SAC:
+    """Soft actor-critic with a learned temperature; Haarnoja et al. (2018b, arXiv 1812.05905), defaults of table 1.
+
+    ValueError in one line names a field whose value cannot be.
+    """
+
+    gamma: float = 0.99  # discount per agent step; the batch carries gamma^n already
+    n_step: int = 1  # agent steps summed into one reward (by the replay, on the way in)
+    hidden: tuple[int, ...] = (256, 256)  # units of the hidden layers, of actor and critics alike
+    layer_norm: bool = False  # LayerNorm before each ReLU of the critics
+    critics: int = 2  # members of the ensemble; 2 are the twins of Fujimoto et al. (2018), REDQ has 10
+    target_critics: int | None = None  # random members whose minimum is the target; None: all. A number makes it REDQ
+    tau: float = 0.005  # share of the critics that the target critics take over per gradient step
+    actor_learning_rate: float = 3e-4  # of Adam
+    critic_learning_rate: float = 3e-4  # of Adam
+    temperature_learning_rate: float = 3e-4  # of Adam, on log(temperature)
+    initial_temperature: float = 1.0  # weight of the entropy beside the reward, alpha
+    learn_temperature: bool = True  # towards the target entropy; False keeps the initial one
+    target_entropy: float | None = None  # nats; None is minus the dimension of the action
+    batch_size: int = 256  # transitions
+    replay_ratio: float = 1.0  # gradient steps per agent step
+    warmup: int = 10_000  # agent steps of uniform random actions; Achiam (2018), Spinning Up
+    capacity: int = 1_000_000  # transitions
+
+    def __post_init__(self) -> None:
+        for name in _POSITIVE:
+            _require(getattr(self, name) > 0, name, getattr(self, name), "positive")
+        _require(0 <= self.gamma <= 1, "gamma", self.gamma, "in [0, 1]")
+        _require(self.tau <= 1, "tau", self.tau, "at most 1")
+        _require(all(size > 0 for size in self.hidden), "hidden", self.hidden, "positive sizes")
+        chosen = self.target_critics
+        _require(
+            chosen is None or 1 <= chosen <= self.critics, "target_critics", chosen, f"in [1, critics = {self.critics}]"
+        )
+
+    def build(self, spec: Spec) -> Agent:
+        """Pure functions for this environment; ValueError in one line where the two do not fit."""
+        if spec.discrete:
+            raise ValueError(f"SAC needs continuous actions; {spec.id} has {spec.action_size} discrete ones: use DQN")
+        if len(spec.observation_shape) != 1:
+            raise ValueError(f"SAC needs vector observations; {spec.id} has {list(spec.observation_shape)}")
+        return _build(self, spec)
+
+
+_POSITIVE = (
+    *("n_step", "critics", "tau", "actor_learning_rate", "critic_learning_rate", "temperature_learning_rate"),
+    *("initial_temperature", "batch_size", "replay_ratio", "warmup", "capacity"),
+)
+
+
+def _require(holds: bool, name: str, value: object, wanted: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} must be {wanted}, not {value}")
+
+
+class SACState(struct.PyTreeNode):
+    actor: Learner  # no target_params
+    critic: Learner  # every entry has the members as its first axis
+    temperature: Learner  # params {"log_alpha": ()}, no target_params
+    gradient_step: jax.Array  # () int32: gradient steps taken
+
+
+class GaussianActor(nn.Module):
+    """Mean and bounded log standard deviation of the action before tanh; [..., observation] -> two of [..., actions]."""
+
+    hidden: tuple[int, ...]
+    actions: int
+
+    @nn.compact
+    def __call__(self, observations: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x = MLP(self.hidden, name="hidden")(observations)
+        mean = nn.Dense(self.actions, name="mean")(x)
+        log_std = nn.Dense(self.actions, name="log_std")(x)
+        return mean, jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
+
+
+class Critic(nn.Module):
+    """Value of an action; [..., observation], [..., action] -> [...]."""
+
+    hidden: tuple[int, ...]
+    layer_norm: bool = False
+
+    @nn.compact
+    def __call__(self, observations: jax.Array, actions: jax.Array) -> jax.Array:
+        x = jnp.concatenate([observations, actions], axis=-1)
+        return nn.Dense(1, name="head")(MLP(self.hidden, self.layer_norm, name="hidden")(x)).squeeze(-1)
+
+
+def actor_network(config: SAC, spec: Spec) -> GaussianActor:
+    """Network of the policy for this environment."""
+    return GaussianActor(config.hidden, spec.action_size)
+
+
+def critic_network(config: SAC, members: int) -> nn.Module:
+    """`members` independent critics; [B, observation], [B, action] -> [members, B]."""
+    ensemble = nn.vmap(
+        Critic, in_axes=None, variable_axes={"params": 0}, split_rngs={"params": True}, axis_size=members
+    )
+    return cast(nn.Module, ensemble(config.hidden, config.layer_norm))
+
+
+def tanh_gaussian(mean: jax.Array, log_std: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Action tanh(u), u = mean + std * noise, and its log density; Haarnoja et al. (2018b), appendix C.
+
+    mean, log_std, noise: [A] -> [A], (). The log of tanh's derivative 1 - tanh(u)^2 is taken as
+    2 * (log 2 - u - softplus(-2u)), the same number without the cancellation, finite for every u.
+    """
+    chex.assert_rank([mean, log_std, noise], 1)
+    u = mean + jnp.exp(log_std) * noise
+    log_density = jax.scipy.stats.norm.logpdf(noise) - log_std
+    log_derivative = 2 * (math.log(2) - u - jax.nn.softplus(-2 * u))
+    return jnp.tanh(u), jnp.sum(log_density - log_derivative)
+
+
+def td_error(
+    q_tm1: jax.Array, r_t: jax.Array, discount_t: jax.Array, q_t: jax.Array, log_prob_t: jax.Array, alpha: jax.Array
+) -> jax.Array:
+    """r_t + discount_t * (min q_t - alpha * log_prob_t) - q_tm1 of one transition; Haarnoja et al. (2018b), eq. 2 and 3.
+
+    q_tm1: [E] of every member; q_t: [M] of the target members; others () -> [E]. No gradient through the target.
+    """
+    chex.assert_rank([q_tm1, r_t, discount_t, q_t, log_prob_t, alpha], [1, 0, 0, 1, 0, 0])
+    target = r_t + discount_t * (jnp.min(q_t) - alpha * log_prob_t)
+    return jax.lax.stop_gradient(target) - q_tm1
+
+
+def temperature_loss(log_alpha: jax.Array, entropy: jax.Array, target_entropy: float) -> jax.Array:
+    """log_alpha * (entropy - target_entropy): alpha grows while the entropy is too small; Haarnoja et al. (2018b), eq. 18.
+
+    All () -> (). log_alpha stands for alpha, as in Haarnoja et al.'s code.
+    """
+    return log_alpha * (jax.lax.stop_gradient(entropy) - target_entropy)
+
+
+def descend(learner: Learner, gradient: PyTree, tx: optax.GradientTransformation) -> Learner:
+    """The learner after one step of its optimiser; targets stay."""
+    updates, opt_state = tx.update(gradient, learner.opt_state, learner.params)
+    return learner.replace(params=optax.apply_updates(learner.params, updates), opt_state=opt_state)
+
+
+def _build(config: SAC, spec: Spec) -> Agent:
+    actor, critic = actor_network(config, spec), critic_network(config, config.critics)
+    target_critic = critic_network(config, config.target_critics or config.critics)
+    policy = cast(Callable[[PyTree, jax.Array], tuple[jax.Array, jax.Array]], actor.apply)
+    values = cast(Callable[[PyTree, jax.Array, jax.Array], jax.Array], critic.apply)
+    target_values = cast(Callable[[PyTree, jax.Array, jax.Array], jax.Array], target_critic.apply)
+    actor_tx = optax.adam(config.actor_learning_rate)
+    critic_tx = optax.adam(config.critic_learning_rate)
+    temperature_tx = optax.adam(config.temperature_learning_rate)
+    target_entropy = -float(spec.action_size) if config.target_entropy is None else config.target_entropy
+
+    def init(key: jax.Array) -> SACState:
+        actor_key, critic_key = jax.random.split(key)
+        observation, action = jnp.zeros((1, *spec.observation_shape)), jnp.zeros((1, spec.action_size))
+        actor_params = actor.init(actor_key, observation)
+        critic_params = critic.init(critic_key, observation, action)
+        temperature_params = {"log_alpha": jnp.full((), math.log(config.initial_temperature), jnp.float32)}
+        return SACState(
+            actor=Learner(actor_params, None, actor_tx.init(actor_params)),
+            critic=Learner(critic_params, jax.tree.map(jnp.copy, critic_params), critic_tx.init(critic_params)),
+            temperature=Learner(temperature_params, None, temperature_tx.init(temperature_params)),
+            gradient_step=jnp.zeros((), jnp.int32),
+        )
+
+    def sample(params: PyTree, observation: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        mean, log_std = policy(params, observation)
+        return jax.vmap(tanh_gaussian)(mean, log_std, jax.random.normal(key, mean.shape))
+
+    def act(
+        state: SACState, observation: jax.Array, key: jax.Array, agent_step: jax.Array | int | None = None
+    ) -> jax.Array:
+        return sample(state.actor.params, observation, key)[0]
+
+    def exploit(state: SACState, observation: jax.Array, key: jax.Array) -> jax.Array:
+        return jnp.tanh(policy(state.actor.params, observation)[0])
+
+    def next_values(target_params: PyTree, observation: jax.Array, action: jax.Array, key: jax.Array) -> jax.Array:
+        if config.target_critics is not None:
+            chosen = jax.random.choice(key, config.critics, (config.target_critics,), replace=False)
+            target_params = jax.tree.map(lambda leaf: leaf[chosen], target_params)
+        return target_values(target_params, observation, action)
+
+    def update_critic(
+        state: SACState, batch: Batch, alpha: jax.Array, key: jax.Array
+    ) -> tuple[Learner, Metrics, jax.Array]:
+        action_key, subset_key = jax.random.split(key)
+        next_action, log_prob_t = sample(state.actor.params, batch.next_observation, action_key)
+        q_t = next_values(state.critic.target_params, batch.next_observation, next_action, subset_key)
+
+        def loss_function(params: PyTree) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            q_tm1 = values(params, batch.observation, batch.action)
+            errors = jax.vmap(td_error, in_axes=(1, 0, 0, 1, 0, None), out_axes=1)
+            error = errors(q_tm1, batch.reward, batch.discount, q_t, log_prob_t, alpha)
+            loss = jnp.sum(jnp.mean(0.5 * jnp.square(error) * batch.weight[None], axis=1))
+            return loss, (q_tm1, error)
+
+        (loss, (q_tm1, error)), gradient = jax.value_and_grad(loss_function, has_aux=True)(state.critic.params)
+        critic = descend(state.critic, gradient, critic_tx)
+        target_params = optax.incremental_update(critic.params, critic.target_params, config.tau)
+        metrics = {
+            "critic/loss": loss,
+            "critic/q_mean": q_tm1.mean(),
+            "critic/target_mean": (q_tm1 + error).mean(),
+            "critic/td_error_abs": jnp.abs(error).mean(),
+            "critic/grad_norm": optax.global_norm(gradient),
+        }
+        return critic.replace(target_params=target_params), metrics, jnp.abs(error).mean(axis=0)
+
+    def update_actor(
+        learner: Learner, critic_params: PyTree, observation: jax.Array, alpha: jax.Array, key: jax.Array
+    ) -> tuple[Learner, Metrics]:
+        def loss_function(params: PyTree) -> tuple[jax.Array, jax.Array]:
+            action, log_prob = sample(params, observation, key)
+            q = values(critic_params, observation, action)
+            # REDQ's policy climbs the mean of all members; Chen et al. (2021), algorithm 1.
+            q = q.min(axis=0) if config.target_critics is None else q.mean(axis=0)
+            return jnp.mean(alpha * log_prob - q), -log_prob.mean()
+
+        (loss, entropy), gradient = jax.value_and_grad(loss_function, has_aux=True)(learner.params)
+        return descend(learner, gradient, actor_tx), {"actor/loss": loss, "actor/entropy": entropy}
+
+    def update(state: SACState, batch: Batch, key: jax.Array) -> tuple[SACState, Metrics, jax.Array]:
+        # The order of SB3 and sbx: critics, then the actor on the new critics, so that it climbs the best estimate there
+        # is, then the temperature on the entropy of the actor that was sampled. All three use the temperature from before.
+        critic_key, actor_key = jax.random.split(key)
+        log_alpha = state.temperature.params["log_alpha"]
+        alpha = jnp.exp(log_alpha)
+        critic, critic_metrics, priorities = update_critic(state, batch, alpha, critic_key)
+        actor, actor_metrics = update_actor(state.actor, critic.params, batch.observation, alpha, actor_key)
+        temperature = state.temperature
+        if config.learn_temperature:
+            gradient = jax.grad(temperature_loss)(log_alpha, actor_metrics["actor/entropy"], target_entropy)
+            temperature = descend(temperature, {"log_alpha": gradient}, temperature_tx)
+        metrics = critic_metrics | actor_metrics | {"temperature/alpha": alpha}
+        return SACState(actor, critic, temperature, state.gradient_step + 1), metrics, priorities
+
+    return Agent(init, act, exploit, update)
