@@ -19,6 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ EPSILON = 0.05  # constant, as in peer_sb3.py: random actions are cheaper, so bo
 class Task:
     """One comparison: our experiment, and the peer's script beside this file with its name for the environment."""
 
-    experiment: Experiment
+    experiment: Experiment[Any]
     script: str
     env: str
 
