@@ -10,7 +10,9 @@ from resprout.replay import uniform
 
 def filled(seed, count, capacity=1000):
     sampler = uniform(capacity)
-    return sampler, sampler.add(sampler.init(jax.random.key(seed)), jnp.arange(count))
+    slots = np.arange(capacity)
+    slots[count:] = -1  # one shape for every count, so that JAX compiles once
+    return sampler, sampler.add(sampler.init(jax.random.key(seed)), slots)
 
 
 def draws(state, sampler, batches, batch_size):
