@@ -164,17 +164,17 @@ def compare(chosen: list[str], repeats: int, python: Path, console: Console) -> 
 
 
 def middle_and_range(values: list[float], digits: int) -> str:
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+    return f"{statistics.median(values):.{digits}f}\n({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def summary(pairs: list[Pair]) -> Table:
-    """One row per task: medians and, in brackets, the range over the pairs."""
-    table = Table("task", "peer", "ours, steps/s", "peer, steps/s", "ratio", "bare-update limit, steps/s")
+    """One row per task: medians and, in brackets, the range over the pairs; speeds in agent steps per second."""
+    table = Table("task", "peer", "ours", "peer's", "ratio", "bare-update limit")
     for name in dict.fromkeys(pair.task for pair in pairs):
         members = [pair for pair in pairs if pair.task == name]
         table.add_row(
-            f"{name} {tasks()[name].experiment.env}",
-            members[0].peer,
+            f"{name}\n{tasks()[name].experiment.env}",
+            members[0].peer.replace(" ", "\n"),
             middle_and_range([pair.ours_per_second for pair in members], 0),
             middle_and_range([pair.peer_per_second for pair in members], 0),
             middle_and_range([pair.ratio for pair in members], 2),
