@@ -300,7 +300,7 @@ def _build(config: DQN, network: QNetwork, observation_shape: tuple[int, ...]) -
             "critic/q_mean": q.mean(),
             "critic/target_mean": (q + error).mean(),
             "critic/td_error_abs": jnp.abs(error).mean(),
-            "critic/grad_norm": optax.global_norm(gradient),
+            "critic/grad_norm": optax.tree.norm(gradient),
         }
         return DQNState(Learner(params, target_params, opt_state), gradient_step), metrics, priority
 

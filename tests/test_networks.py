@@ -1,0 +1,113 @@
+"""Shapes, names and identities of the network bodies."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resprout.agents.networks import MLP, ImpalaResNet, MinAtarCNN, NatureCNN, QNetwork, flatten
+
+KEY = jax.random.key(0)
+
+
+def shapes(module, observation_shape):
+    variables = jax.eval_shape(module.init, KEY, jax.ShapeDtypeStruct((2, *observation_shape), jnp.float32))
+    outputs = jax.eval_shape(module.apply, variables, jax.ShapeDtypeStruct((2, *observation_shape), jnp.float32))
+    return jax.tree.map(lambda leaf: leaf.shape, variables["params"]), outputs.shape
+
+
+def init_and_apply(module, inputs):
+    variables = jax.jit(module.init)(KEY, inputs)
+    return variables, np.asarray(jax.jit(module.apply)(variables, inputs))
+
+
+@pytest.mark.parametrize(
+    ("module", "observation_shape", "units"),
+    [
+        (NatureCNN(padding="same"), (84, 84, 4), 7744),
+        (NatureCNN(padding="valid"), (84, 84, 4), 3136),
+        (NatureCNN(padding="valid"), (36, 36, 4), 64),  # the smallest image that leaves a pixel
+        (NatureCNN(width=0.3, padding="valid"), (84, 84, 4), 7 * 7 * 20),  # ceil(64 * 0.3)
+        (ImpalaResNet(), (84, 84, 4), 11 * 11 * 32),
+        (ImpalaResNet(width=4), (84, 84, 4), 11 * 11 * 128),
+        (MinAtarCNN(), (10, 10, 4), 8 * 8 * 16),
+        (MLP((7, 5)), (3,), 5),
+    ],
+)
+def test_units_of_a_torso(module, observation_shape, units):
+    assert shapes(module, observation_shape)[1] == (2, units)
+
+
+def test_nature_kernels_are_those_of_the_paper():
+    parameters, _ = shapes(NatureCNN(), (84, 84, 4))
+    assert {name: layer["kernel"] for name, layer in parameters.items()} == {
+        "conv_0": (8, 8, 4, 32),
+        "conv_1": (4, 4, 32, 64),
+        "conv_2": (3, 3, 64, 64),
+    }
+
+
+def test_impala_has_fifteen_convolutions():
+    parameters, _ = shapes(ImpalaResNet(), (84, 84, 4))
+    kernels = [path for path, _ in jax.tree.leaves_with_path(parameters, is_leaf=lambda x: isinstance(x, tuple))]
+    assert (
+        sum("kernel" in jax.tree_util.keystr(path) for path in kernels) == 15
+    )  # Espeholt et al.: 15 convolutional layers
+
+
+@pytest.mark.parametrize("torso", [NatureCNN(), ImpalaResNet()])
+def test_uint8_images_are_scaled_and_floats_are_not(torso):
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 1), dtype=np.uint8)
+    variables, outputs = init_and_apply(torso, images)
+    np.testing.assert_allclose(
+        outputs, jax.jit(torso.apply)(variables, images.astype(np.float32) / 255), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_binary_planes_and_vectors_are_never_scaled():
+    planes = np.ones((2, 10, 10, 4), np.uint8)
+    torso = MinAtarCNN()
+    variables, outputs = init_and_apply(torso, planes)
+    np.testing.assert_array_equal(outputs, jax.jit(torso.apply)(variables, planes.astype(np.float32)))
+    np.testing.assert_array_equal(flatten(jnp.full((2, 3), 7, jnp.uint8)), np.full((2, 3), 7.0))
+
+
+def test_mlp_by_hand():
+    kernel, bias = np.array([[1.0, -1.0, 0.0], [2.0, 1.0, -3.0]]), np.array([0.5, 0.0, 1.0])
+    variables = {"params": {"dense_0": {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}}}
+    np.testing.assert_allclose(MLP((3,)).apply(variables, jnp.array([[1.0, 2.0]])), [[5.5, 1.0, 0.0]])
+
+
+def test_layer_norm_comes_before_the_relu():
+    module = MLP((64,), layer_norm=True)
+    x = 100 * np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    variables, outputs = init_and_apply(module, x)
+    dense = x @ np.asarray(variables["params"]["dense_0"]["kernel"])
+    normalised = (dense - dense.mean(1, keepdims=True)) / dense.std(1, keepdims=True)
+    np.testing.assert_allclose(outputs, np.maximum(normalised, 0), atol=1e-4)
+
+
+@pytest.mark.parametrize("atoms", [None, 5])
+def test_dueling_is_value_plus_centred_advantage(atoms):
+    network = QNetwork(flatten, MLP((8,)), actions=3, atoms=atoms, dueling=True)
+    x = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    variables, outputs = init_and_apply(network, x)
+    parameters = jax.tree.map(np.asarray, variables["params"])
+    hidden = np.maximum(x @ parameters["hidden"]["dense_0"]["kernel"], 0)
+    value, advantage = (
+        (hidden @ parameters[name]["kernel"]).reshape(4, -1, *(() if atoms is None else (atoms,)))
+        for name in ("value", "advantage")
+    )
+    np.testing.assert_allclose(outputs.mean(axis=1, keepdims=True), value, atol=1e-5)
+    np.testing.assert_allclose(
+        outputs - outputs[:, :1], advantage - advantage[:, :1], atol=1e-5, err_msg="differences between actions"
+    )
+
+
+def test_heads_are_named():
+    plain, outputs = shapes(QNetwork(NatureCNN(), MLP((512,)), actions=6), (84, 84, 4))
+    assert set(plain) == {"torso", "hidden", "head"}
+    assert outputs == (2, 6)
+    dueling, outputs = shapes(QNetwork(NatureCNN(), MLP((512,)), actions=6, atoms=51, dueling=True), (84, 84, 4))
+    assert set(dueling) == {"torso", "hidden", "value", "advantage"}
+    assert outputs == (2, 6, 51)
