@@ -164,16 +164,16 @@ def compare(chosen: list[str], repeats: int, python: Path, console: Console) -> 
 
 
 def middle_and_range(values: list[float], digits: int) -> str:
-    return f"{statistics.median(values):.{digits}f}\n({min(values):.{digits}f} to {max(values):.{digits}f})"
+    return f"{statistics.median(values):.{digits}f}\n{min(values):.{digits}f}..{max(values):.{digits}f}"
 
 
 def summary(pairs: list[Pair]) -> Table:
-    """One row per task: medians and, in brackets, the range over the pairs; speeds in agent steps per second."""
-    table = Table("task", "peer", "ours", "peer's", "ratio", "bare-update limit")
+    """One row per task: medians and, below, the range over the pairs; speeds in agent steps per second."""
+    table = Table("task", "peer", "ours", "peer's", "ratio", "bare-update\nlimit")
     for name in dict.fromkeys(pair.task for pair in pairs):
         members = [pair for pair in pairs if pair.task == name]
         table.add_row(
-            f"{name}\n{tasks()[name].experiment.env}",
+            f"{name}\n{tasks()[name].experiment.env.partition('/')[2]}",
             members[0].peer.replace(" ", "\n"),
             middle_and_range([pair.ours_per_second for pair in members], 0),
             middle_and_range([pair.peer_per_second for pair in members], 0),

@@ -39,7 +39,7 @@ def test_our_speed_is_measured_with_learning_on():
 
 
 def test_middle_and_range():
-    assert middle_and_range([3.0, 1.0, 10.0], 1) == "3.0\n(1.0 to 10.0)"
+    assert middle_and_range([3.0, 1.0, 10.0], 1) == "3.0\n1.0..10.0"
 
 
 def test_our_settings_are_those_of_the_peers_scripts():
