@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -169,7 +170,7 @@ def middle_and_range(values: list[float], digits: int) -> str:
 
 def summary(pairs: list[Pair]) -> Table:
     """One row per task: medians and, below, the range over the pairs; speeds in agent steps per second."""
-    table = Table("task", "peer", "ours", "peer's", "ratio", "bare-update\nlimit")
+    table = Table("task", "peer", "ours", "peer's", "ratio", "bare-update\nlimit", box=SIMPLE)
     for name in dict.fromkeys(pair.task for pair in pairs):
         members = [pair for pair in pairs if pair.task == name]
         table.add_row(
