@@ -170,12 +170,11 @@ def middle_and_range(values: list[float], digits: int) -> str:
 
 def summary(pairs: list[Pair]) -> Table:
     """One row per task: medians and, below, the range over the pairs; speeds in agent steps per second."""
-    table = Table("task", "peer", "ours", "peer's", "ratio", "bare-update\nlimit", box=SIMPLE)
+    table = Table("task\npeer", "ours", "peer's", "ratio", "bare-update\nlimit", box=SIMPLE)
     for name in dict.fromkeys(pair.task for pair in pairs):
         members = [pair for pair in pairs if pair.task == name]
         table.add_row(
-            f"{name}\n{tasks()[name].experiment.env.partition('/')[2]}",
-            members[0].peer.replace(" ", "\n"),
+            f"{name} {tasks()[name].experiment.env.partition('/')[2]}\n{members[0].peer}",
             middle_and_range([pair.ours_per_second for pair in members], 0),
             middle_and_range([pair.peer_per_second for pair in members], 0),
             middle_and_range([pair.ratio for pair in members], 2),
