@@ -32,12 +32,8 @@ Distribution = Literal["none", "c51"]
 Torso = Literal["auto", "nature", "impala", "minatar", "mlp"]
 Padding = Literal["same", "valid"]
 
-TORSO_HIDDEN = {
-    "nature": (512,),
-    "impala": (512,),
-    "minatar": (128,),
-    "mlp": (256, 256),
-}  # Dopamine; Young & Tian (2019)
+# Dopamine; Young & Tian (2019) for minatar
+TORSO_HIDDEN = {"nature": (512,), "impala": (512,), "minatar": (128,), "mlp": (256, 256)}
 IMAGE_TORSOS = ("nature", "impala")
 
 
@@ -50,9 +46,7 @@ class DQN:
 
     gamma: float = 0.99  # discount per agent step; the batch carries gamma^n already
     n_step: int = 1  # agent steps summed into one reward (by the replay, on the way in); Rainbow 3, DrQ(eps) 10
-    double: bool = (
-        False  # the online network chooses the action that the target network values; van Hasselt et al. (2016)
-    )
+    double: bool = False  # the online network chooses the action to bootstrap from; van Hasselt et al. (2016), eq. 4
     dueling: bool = False  # value and advantage heads; Wang et al. (2016), eq. 9
     loss: Loss = "huber"  # of a temporal-difference error; mse is its square, without 1/2. C51 has its cross entropy
     distribution: Distribution = "none"  # c51: a categorical distribution of returns; Bellemare et al. (2017)
