@@ -32,7 +32,7 @@ Distribution = Literal["none", "c51"]
 Torso = Literal["auto", "nature", "impala", "minatar", "mlp"]
 Padding = Literal["same", "valid"]
 
-# Dopamine; Young & Tian (2019) for minatar
+# Units after each torso: Dopamine for nature and impala, Young & Tian (2019) for minatar, our choice for mlp (Dopamine: 512, 512)
 TORSO_HIDDEN = {"nature": (512,), "impala": (512,), "minatar": (128,), "mlp": (256, 256)}
 IMAGE_TORSOS = ("nature", "impala")
 
