@@ -62,4 +62,5 @@ class Actions:
         if actions.shape[1:] != (self.size,):
             raise ValueError(f"actions must have shape [N, {self.size}], not {list(actions.shape)}")
         scaled = self._center + self._half_range * actions.reshape(-1, *self._shape)
-        return np.minimum(np.maximum(scaled, self._bounds[0]), self._bounds[1]).astype(self._dtype)
+        clipped: NDArray[Any] = np.minimum(np.maximum(scaled, self._bounds[0]), self._bounds[1])
+        return clipped.astype(self._dtype)

@@ -136,9 +136,11 @@ def _decode(node: Any, data: bytes, current: Any) -> Any:
         case ["ale", place]:
             import ale_py
 
-            state: Any = ale_py.ALEState()
-            state.__setstate__(_loaded(place, data).tobytes())
-            current.restoreState(state)
+            ale_state: Any = ale_py.ALEState.__new__(
+                ale_py.ALEState
+            )  # its __setstate__ wants an object without a state
+            ale_state.__setstate__(_loaded(place, data).tobytes())
+            current.restoreState(ale_state)
             return current
     return node
 

@@ -134,7 +134,11 @@ class _StateEnv(_PoolEnv):
             },
         )
         if render:
-            _require_graphics(task)
+            if not _can_draw(task):
+                packages = "libegl1 libgl1 libgl1-mesa-dri"
+                raise EnvError(
+                    f"{env_id}: no OpenGL to draw with; install the system packages {packages} (MUJOCO_GL=egl)"
+                )
             self._context = _graphics_context()
 
     def reset(self, seed: int | None = None) -> NDArray[Any]:
@@ -261,14 +265,8 @@ assert pool.render() is not None
 
 
 @functools.cache
-def _require_graphics(task: str) -> None:
-    """EnvError unless a child process can draw `task`."""
-    child = subprocess.run([sys.executable, "-c", _PROBE, task], capture_output=True, check=False)
-    if child.returncode != 0:
-        raise EnvError(
-            f"{task}: no OpenGL to draw with; install the system packages libegl1 libgl1 libgl1-mesa-dri"
-            " and set MUJOCO_GL=egl"
-        )
+def _can_draw(task: str) -> bool:
+    return subprocess.run([sys.executable, "-c", _PROBE, task], capture_output=True, check=False).returncode == 0
 
 
 def _graphics_context() -> Any:

@@ -1,8 +1,9 @@
 """Any Gymnasium environment behind the interface of `interface.py`."""
 
-import functools
 import importlib
 import importlib.util
+import os
+import sys
 from typing import Any
 
 import gymnasium
@@ -17,16 +18,14 @@ from .capture import UnknownStateError, capture, restore
 from .interface import Env, EnvError, EnvSpec, Step
 
 
-@functools.cache
 def names(family: str) -> dict[str, str]:
-    """Registered ids -> themselves, without those that only raise for want of a package."""
+    """Registered ids -> themselves, without those that gymnasium keeps only to say that they are gone."""
     if importlib.util.find_spec("ale_py") is not None:
         gymnasium.register_envs(importlib.import_module("ale_py"))
-    has_box2d = importlib.util.find_spec("Box2D") is not None
     return {
         env_id: env_id
         for env_id, spec in gymnasium.registry.items()
-        if isinstance(spec.entry_point, str) and (has_box2d or "box2d" not in spec.entry_point)
+        if not getattr(spec.entry_point, "__name__", "").startswith("_raise_")
     }
 
 
@@ -34,6 +33,9 @@ def make(
     env_id: str, family: str, name: str, num_envs: int, seed: int, protocol: str | None, training: bool, render: bool
 ) -> Env:
     """`name` as `gymnasium.make` takes it, "module:ID" included; `protocol` and `training` do not apply."""
+
+    if render and sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        os.environ.setdefault("MUJOCO_GL", "egl")  # Gymnasium's first choice, GLFW, cannot draw without a screen
 
     def one() -> gymnasium.Env[Any, Any]:
         env = gymnasium.make(name, render_mode="rgb_array" if render else None)

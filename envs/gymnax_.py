@@ -1,6 +1,7 @@
 """MinAtar from gymnax, compiled and vectorised, behind the host interface of `interface.py`."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import gymnax
@@ -38,6 +39,28 @@ def make(
     return _MinAtarEnv(env_id, names(family)[name], num_envs, seed)
 
 
+@functools.cache
+def _compiled(task: str) -> tuple[Any, Any, Callable[..., Any], Callable[..., Any]]:
+    """gymnax's environment, its parameters, and `reset` and `step` over N environments, compiled once for all."""
+    env, params = gymnax.make(task)
+
+    def reset(key: jax.Array) -> tuple[Any, jax.Array]:
+        key, reset_key = jax.random.split(key)
+        observation, state = env.reset(reset_key, params)
+        # Without this, numbers written in Python are weakly typed here and not after a step, which compiles twice.
+        state = jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.result_type(leaf).type), state)
+        return (key, state), observation.astype(jnp.uint8)
+
+    def step(carry: Any, action: jax.Array) -> tuple[Any, tuple[jax.Array, ...]]:
+        key, step_key = jax.random.split(carry[0])
+        observation, state, reward, terminated, truncated, info = env.step(step_key, carry[1], action, params)
+        final_observation = info["final_observation"].astype(jnp.uint8)
+        truncated = jnp.logical_and(truncated, jnp.logical_not(terminated))
+        return (key, state), (observation.astype(jnp.uint8), reward, terminated, truncated, final_observation)
+
+    return env, params, jax.jit(jax.vmap(reset)), jax.jit(jax.vmap(step))
+
+
 class _MinAtarEnv:
     """A 10x10 game, one channel of 0 or 1 for each kind of object; no sticky actions, unlike the original's 0.1.
 
@@ -45,27 +68,10 @@ class _MinAtarEnv:
     """
 
     def __init__(self, env_id: str, task: str, num_envs: int, seed: int) -> None:
-        env, params = gymnax.make(task)
+        env, params, self._reset, self._step = _compiled(task)
         self._seed = seed
         self._device = jax.devices("cpu")[0]
         self._actions = Actions(env_id, spaces.Discrete(env.num_actions))
-
-        def reset(key: jax.Array) -> tuple[Any, jax.Array]:
-            key, reset_key = jax.random.split(key)
-            observation, state = env.reset(reset_key, params)
-            # Without this, numbers written in Python are weakly typed here and not after a step, which compiles twice.
-            state = jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.result_type(leaf).type), state)
-            return (key, state), observation.astype(jnp.uint8)
-
-        def step(carry: Any, action: jax.Array) -> tuple[Any, tuple[jax.Array, ...]]:
-            key, step_key = jax.random.split(carry[0])
-            observation, state, reward, terminated, truncated, info = env.step(step_key, carry[1], action, params)
-            final_observation = info["final_observation"].astype(jnp.uint8)
-            truncated = jnp.logical_and(truncated, jnp.logical_not(terminated))
-            return (key, state), (observation.astype(jnp.uint8), reward, terminated, truncated, final_observation)
-
-        self._reset = jax.jit(jax.vmap(reset))
-        self._step = jax.jit(jax.vmap(step))
         self.spec = EnvSpec(
             id=env_id,
             num_envs=num_envs,

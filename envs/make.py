@@ -55,7 +55,10 @@ def make(
 
 
 def list_envs() -> dict[str, list[str]]:
-    """Family -> the ids in it that the installed packages can give; takes seconds, for it imports them all."""
+    """Family -> the ids that the installed packages know; takes seconds, for it imports them all.
+
+    A few of gym/* (Box2D's) want one more package, which `make` then names.
+    """
     ids = {}
     for family in BACKENDS:
         try:
