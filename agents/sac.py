@@ -223,7 +223,7 @@ def _build(config: SAC, spec: Spec) -> Agent:
             "critic/q_mean": q_tm1.mean(),
             "critic/target_mean": (q_tm1 + error).mean(),
             "critic/td_error_abs": jnp.abs(error).mean(),
-            "critic/grad_norm": optax.global_norm(gradient),
+            "critic/grad_norm": optax.tree.norm(gradient),
         }
         return critic.replace(target_params=target_params), metrics, jnp.abs(error).mean(axis=0)
 
