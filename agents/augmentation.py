@@ -9,8 +9,8 @@ INTENSITY_CLIP = 2.0  # standard deviations; Schwarzer et al. (2021), as in Dopa
 def random_shift(key: jax.Array, images: jax.Array, pad: int) -> jax.Array:
     """Images moved by up to `pad` pixels each way, edge pixels repeated; Kostrikov et al. (2021), section 3.1.
 
-    images: [B, H, W, C] of any dtype -> the same. An offset is an integer in [0, 2 * pad] on each axis, one pair per image;
-    `pad` on both is the image unmoved. Dopamine never draws 2 * pad.
+    images: [B, H, W, C] of any dtype -> the same. An offset is an integer in [0, 2 * pad] on each axis, one pair per
+    image; `pad` on both is the image unmoved. Dopamine never draws 2 * pad.
     """
     offsets = jax.random.randint(key, (images.shape[0], 2), 0, 2 * pad + 1)
     return shift(images, offsets, pad)

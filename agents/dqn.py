@@ -32,7 +32,7 @@ Distribution = Literal["none", "c51"]
 Torso = Literal["auto", "nature", "impala", "minatar", "mlp"]
 Padding = Literal["same", "valid"]
 
-# Units after each torso: Dopamine for nature and impala, Young & Tian (2019) for minatar, our choice for mlp (Dopamine: 512, 512)
+# Units after a torso: Dopamine (nature, impala), Young & Tian 2019 (minatar), our choice (mlp; Dopamine has 512, 512)
 TORSO_HIDDEN = {"nature": (512,), "impala": (512,), "minatar": (128,), "mlp": (256, 256)}
 IMAGE_TORSOS = ("nature", "impala")
 
@@ -157,7 +157,7 @@ def td_error(
     q_t_target: jax.Array,
     q_t_selector: jax.Array,
 ) -> jax.Array:
-    """r_t + discount_t * q_t_target[argmax q_t_selector] - q_tm1[a_tm1] of one transition; no gradient through the target.
+    """r_t + discount_t * q_t_target[argmax q_t_selector] - q_tm1[a_tm1]; no gradient through the target.
 
     q_*: [A]; a_tm1, r_t, discount_t: () -> (). Q-learning where the selector is q_t_target itself, double Q-learning
     (van Hasselt et al., 2016, eq. 4) where it is the online network's.
@@ -187,7 +187,7 @@ def categorical_cross_entropy(
     q_t_selector: jax.Array,
     support: jax.Array,
 ) -> jax.Array:
-    """Cross entropy of the projected target and the prediction, of one transition; Bellemare et al. (2017), algorithm 1.
+    """Cross entropy of projected target and prediction, of one transition; Bellemare et al. (2017), algorithm 1.
 
     logits_*: [A, N]; q_t_selector: [A]; support: [N]; others () -> (). No gradient through the target.
     """

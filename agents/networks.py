@@ -1,7 +1,7 @@
 """Network bodies that more than one agent uses; each ends in the activations that a head reads.
 
-Widths are multiplied by `width` and rounded up, as in ReDo's code (Sokar et al., 2023). Images are [B, H, W, C]; uint8 ones
-are scaled to [0, 1] inside, float ones are taken as they are.
+Layers have `width` times their published units, rounded up, as in ReDo's code (Sokar et al., 2023). Images are
+[B, H, W, C]; uint8 ones are scaled to [0, 1] inside, float ones are taken as they are.
 """
 
 import math
@@ -79,7 +79,7 @@ class NatureCNN(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(relu(conv(relu(x)))), 3 x 3 SAME; the hidden channels are this block's alone, the outer ones the stream."""
+    """x + conv(relu(conv(relu(x)))), 3 x 3 SAME; the inner channels are the block's own, the outer the stream's."""
 
     channels: int
     kernel_init: Initializer
@@ -93,7 +93,7 @@ class ResidualBlock(nn.Module):
 class ImpalaResNet(nn.Module):
     """Residual torso of IMPALA (Espeholt et al., 2018, figure 3), flattened channel-last; [B, H, W, C] -> [B, units].
 
-    Three stacks of convolution, 3 x 3 max-pool of stride 2, two residual blocks; 84 x 84 leaves 11 * 11 * 32 * width units.
+    Three stacks of convolution, 3 x 3 max-pool of stride 2, two residual blocks; 84 x 84 leaves 11 * 11 * 32 units.
     """
 
     width: float = 1.0
@@ -112,7 +112,7 @@ class ImpalaResNet(nn.Module):
 
 
 class MinAtarCNN(nn.Module):
-    """One 3 x 3 VALID convolution over binary planes (Young & Tian, 2019), flattened; [B, 10, 10, C] -> [B, 8 * 8 * 16 * width].
+    """One 3 x 3 VALID convolution over binary planes (Young & Tian, 2019); [B, 10, 10, C] -> [B, 8 * 8 * 16].
 
     Planes are 0 or 1 whatever their dtype, so that nothing is scaled.
     """
