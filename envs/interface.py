@@ -46,8 +46,8 @@ class Env(Protocol):
     @property
     def spec(self) -> EnvSpec: ...
 
-    def reset(self, seed: int) -> NDArray[Any]:
-        """First observations [N, ...]. All randomness starts anew from `seed`: two calls with one seed begin alike."""
+    def reset(self, seed: int | None = None) -> NDArray[Any]:
+        """First observations [N, ...]. All randomness starts anew from `seed` (None: the one given to `make`)."""
         ...
 
     def step(self, actions: NDArray[Any]) -> Step:

@@ -92,10 +92,12 @@ def replay_arguments(experiment: Experiment, spec: EnvSpec) -> dict[str, Any]:
 
 def check_memory(experiment: Experiment, spec: EnvSpec) -> str:
     """How much memory the replay will take; ExperimentError if the machine has not got it."""
-    capacity = min(experiment.agent.capacity, experiment.steps)  # slots never written take no memory
-    needed = memory(capacity, **replay_arguments(experiment, spec)).expected
+    arguments = replay_arguments(experiment, spec)
+    full = memory(experiment.agent.capacity, **arguments).expected
+    needed = full * min(1.0, experiment.steps / experiment.agent.capacity)  # slots never written take no memory
     free = available_memory()
-    text = f"replay: {needed / 1e9:.2f} GB for {capacity:,} transitions ({free / 1e9:.1f} GB free)"
+    transitions = min(experiment.agent.capacity, experiment.steps)
+    text = f"replay: {needed / 1e9:.3g} GB for {transitions:,} transitions ({free / 1e9:.1f} GB free)"
     if needed > 0.95 * free:
         raise ExperimentError(f"{text}: it cannot fit; lower --agent.capacity")
     return text
