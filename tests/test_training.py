@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+
 from resprout.agents import DQN, SAC
 from resprout.training import Experiment, ExperimentError, TrainingStopped, checkpoint, train
 from resprout.training import run as run_module
@@ -55,7 +56,11 @@ def cut_after(directory: Path, step: int) -> None:
     [
         (DQN_SMALL, "minatar/Breakout", {"num_envs": 2}),
         (DQN(**{**vars(DQN_SMALL), "n_step": 3}), "gym/CartPole-v1", {}),
-        (DQN(**{**vars(DQN_SMALL), "double": True, "dueling": True}), "atari/Pong", {"steps": 300, "checkpoint_every": 150}),
+        (
+            DQN(**{**vars(DQN_SMALL), "double": True, "dueling": True}),
+            "atari/Pong",
+            {"steps": 300, "checkpoint_every": 150},
+        ),
         (SAC_SMALL, "gym/Pendulum-v1", {"sync": True}),
         (SAC_SMALL, "gym/Hopper-v5", {"num_envs": 2}),
         (SAC_SMALL, "mujoco/Hopper-v5", {}),

@@ -212,7 +212,7 @@ def check_unchanged(before: Any, after: Any, directory: str) -> None:
     from .experiment import CHANGEABLE
 
     def flat(experiment: Any) -> dict[str, Any]:
-        data = experiment.to_json()
+        data: dict[str, Any] = experiment.to_json()
         return data | {f"agent.{key}": value for key, value in data.pop("agent").items()}
 
     old, new = flat(before), flat(after)

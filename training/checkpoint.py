@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -68,7 +69,7 @@ def save(directory: Path, training: Training, snapshot: dict[str, Any] | None, k
 
 def newest(directory: Path) -> tuple[Path, list[str]]:
     """The newest checkpoint whose every file matches its checksum, and a line for each newer one that does not."""
-    complaints = []
+    complaints: list[str] = []
     for candidate in reversed(names(directory)):
         problem = _problem(candidate)
         if problem is None:
@@ -173,7 +174,7 @@ def _load_state(path: Path, template: PyTree, partial: bool = False) -> PyTree:
 
 
 def _is_key(value: Any) -> bool:
-    return jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def _keys_to_data(state: PyTree) -> PyTree:

@@ -73,17 +73,24 @@ class Video:
 
     def __init__(self, path: Path, frames_per_second: int = 30) -> None:
         self.path, self.frames_per_second = path, frames_per_second
-        self.writer: Any = None
+        self.container: Any = None
+        self.stream: Any = None
 
     def add(self, env: Env) -> None:
-        import imageio.v2 as imageio
+        """Film what `env` shows now."""
+        import av
 
-        if self.writer is None:
-            self.writer = imageio.get_writer(
-                self.path, fps=self.frames_per_second, codec="libx264", macro_block_size=2, format="FFMPEG"
-            )
-        self.writer.append_data(env.render())
+        picture = env.render()
+        height, width = (size - size % 2 for size in picture.shape[:2])  # yuv420p halves both
+        if self.container is None:
+            self.container = av.open(str(self.path), "w")
+            self.stream = self.container.add_stream("libx264", rate=self.frames_per_second)
+            self.stream.height, self.stream.width, self.stream.pix_fmt = height, width, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
+        self.container.mux(self.stream.encode(frame))
 
     def close(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
+        """Finish the file; without a frame there is none."""
+        if self.container is not None:
+            self.container.mux(self.stream.encode())
+            self.container.close()

@@ -70,6 +70,9 @@ def compile_functions(experiment: Experiment, spec: EnvSpec, agent: Agent, sampl
             return jax.random.randint(key, (spec.num_envs,), 0, spec.action_size)
         return jax.random.uniform(key, (spec.num_envs, spec.action_size), minval=-1.0, maxval=1.0)
 
+    def sample(state: PyTree) -> tuple[PyTree, jax.Array, jax.Array]:
+        return sampler.sample(state, experiment.agent.batch_size)
+
     def learn(
         state: PyTree, totals: Totals, columns: dict[str, jax.Array], weight: jax.Array, gradient_step: jax.Array
     ) -> tuple[PyTree, Totals, jax.Array]:
@@ -87,7 +90,7 @@ def compile_functions(experiment: Experiment, spec: EnvSpec, agent: Agent, sampl
         act=jax.jit(act),
         explore=jax.jit(explore),
         remember=jax.jit(sampler.add, donate_argnums=0),
-        sample=jax.jit(partial(sampler.sample, batch_size=experiment.agent.batch_size), donate_argnums=0),
+        sample=jax.jit(sample, donate_argnums=0),
         learn=jax.jit(learn, donate_argnums=(0, 1)),
     )
 

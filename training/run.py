@@ -59,7 +59,7 @@ class Result:
 
 def use_compilation_cache() -> None:
     """Keep compiled functions in the user's cache folder, unless JAX was told of another."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(root / "resprout" / "jax"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
@@ -356,7 +356,7 @@ class Run:
 
         def receive(number: int, frame: FrameType | None) -> None:
             self.received = number
-            signal.signal(number, previous[number])
+            signal.signal(number, previous[signal.Signals(number)])
             self.say("stopping after a checkpoint; once more to stop at once")
 
         try:
