@@ -1,5 +1,6 @@
 """The loop and the run around it, on real environments: counts, one trace, exact resume, interruption, bad numbers."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -94,16 +95,27 @@ def command(*arguments: str) -> list[str]:
 
 CLI_RUNS = {
     "dqn": ("dqn", "--env", "minatar/Breakout", "--agent.warmup", "100", "--agent.capacity", "5000"),
-    "sac": ("sac", "--env", "mujoco/Hopper-v5", "--agent.warmup", "100", "--agent.hidden", "16", "16"),
+    "sac": (
+        "sac",
+        "--env",
+        "mujoco/Hopper-v5",
+        "--agent.warmup",
+        "100",
+        "--agent.hidden",
+        "16",
+        "16",
+        "--agent.batch-size",
+        "32",
+    ),
 }
 
 
 @pytest.mark.parametrize("agent", CLI_RUNS)
 def test_kill_nine_then_resume_equals_one_never_stopped(agent: str, tmp_path: Path) -> None:
-    flags = ("--steps", "6000", "--checkpoint-every", "3000", "--eval-episodes", "0")
+    flags = ("--steps", "3000", "--checkpoint-every", "1500", "--eval-episodes", "0")
     subprocess.run(command("train", *CLI_RUNS[agent], *flags, "--out", str(tmp_path / "whole")), check=True)
     killed = subprocess.Popen(command("train", *CLI_RUNS[agent], *flags, "--out", str(tmp_path / "killed")))
-    first = tmp_path / "killed" / "checkpoints" / f"{3000:012d}"
+    first = tmp_path / "killed" / "checkpoints" / f"{1500:012d}"
     while not first.exists():
         assert killed.poll() is None, "the run ended before it could be killed"
         time.sleep(0.01)
@@ -149,6 +161,27 @@ def test_replay_ratio_is_paid_exactly(ratio: float, num_envs: int, sync: bool, t
     result = train(experiment, quiet=True)
     learning_steps = sum(num_envs for step in range(num_envs, 403, num_envs) if step > DQN_SMALL.warmup)
     assert result.summary["gradient_steps"] == int(learning_steps * ratio + 1e-9)
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_an_action_is_at_most_one_agent_step_behind(
+    sync: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, seen = run_module.compile_functions, []
+
+    def watched(*arguments: Any) -> Any:
+        compiled = original(*arguments)
+
+        def act(state: Any, observation: Any, agent_step: Any) -> Any:
+            seen.append((int(agent_step), int(state.gradient_step)))
+            return compiled.act(state, observation, agent_step)
+
+        return dataclasses.replace(compiled, act=act)
+
+    monkeypatch.setattr(run_module, "compile_functions", watched)
+    train(small(DQN_SMALL, "gym/CartPole-v1", tmp_path / "run", replay_ratio=2, sync=sync, steps=150), quiet=True)
+    behind = 0 if sync else 1
+    assert seen == [(step, 2 * max(0, step - DQN_SMALL.warmup - behind)) for step in range(DQN_SMALL.warmup, 150)]
 
 
 def test_functions_are_traced_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
