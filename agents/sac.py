@@ -90,8 +90,7 @@ class GaussianActor(nn.Module):
     @nn.compact
     def __call__(self, observations: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = MLP(self.hidden, name="hidden")(observations)
-        mean = nn.Dense(self.actions, name="mean")(x)
-        log_std = nn.Dense(self.actions, name="log_std")(x)
+        mean, log_std = jnp.split(nn.Dense(2 * self.actions, name="head")(x), 2, axis=-1)
         return mean, jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
 
 

@@ -107,7 +107,7 @@ def test_log_std_is_bounded() -> None:
     network = actor_network(SAC(hidden=(4,)), SMALL)
     params = network.init(jax.random.key(0), jnp.zeros((1, 3)))
     for scale, bound in ((1e6, LOG_STD_MAX), (-1e6, LOG_STD_MIN)):
-        params["params"]["log_std"]["bias"] = jnp.full((2,), scale)
+        params["params"]["head"]["bias"] = jnp.full((4,), scale)
         np.testing.assert_array_equal(network.apply(params, jnp.zeros((1, 3)))[1], np.full((1, 2), bound, np.float32))
 
 
@@ -254,7 +254,7 @@ def test_the_actor_climbs_the_new_critics() -> None:
     after = moving.update(state, batch, key)[0]
 
     def actor_momentum(state: SACState) -> np.ndarray:
-        return np.asarray(optax.tree.get(state.actor.opt_state, "mu")["params"]["mean"]["kernel"])
+        return np.asarray(optax.tree.get(state.actor.opt_state, "mu")["params"]["head"]["kernel"])
 
     from_new = still.update(state.replace(critic=after.critic), batch, key)[0]
     from_old = still.update(state, batch, key)[0]
