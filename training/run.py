@@ -23,9 +23,10 @@ from ..agents.learner import Agent, Batch, PyTree
 from ..envs import Env, EnvSpec, make
 from ..replay import Storage, available_memory, memory
 from . import checkpoint
+from .compiled import compile_functions, seed_from, streams
 from .evaluation import Evaluation, Video, evaluate, exploit_function
 from .experiment import Experiment, ExperimentError
-from .host_loop import Training, compile_functions, host_loop, learn_owed, seed_from, streams
+from .host_loop import Training, host_loop, learn_owed
 from .metrics import Episodes, MetricsFile, ProgressDisplay, Totals, Tracker, plot_curve
 
 PACKAGES = ("resprout", "jax", "jaxlib", "flax", "optax", "numpy", "envpool", "gymnasium", "mujoco", "ale-py", "gymnax")
@@ -178,7 +179,7 @@ class Run:
             observation=None,
             agent=state,
             sampler=jax.jit(self.sampler.init)(self.keys["sampler"]),
-            totals=Totals.zeros(sorted(metrics)),
+            totals=Totals.zeros(tuple(sorted(metrics))),
             episodes=Episodes(spec.num_envs),
         )
 
@@ -289,8 +290,8 @@ class Run:
         t = self.training
         line = t.episodes.line() | t.totals.means() | {"replay/size": len(t.storage)}
         if self.experiment.on_nan == "skip":
-            line["updates/skipped"] = int(t.totals.skipped)
-        t.totals = Totals.zeros(sorted(t.totals.sums))
+            line["updates/skipped"] = t.totals.skipped
+        t.totals = Totals.zeros(t.totals.names)
         self._write(line)
 
     def _write(self, values: dict[str, Any]) -> None:

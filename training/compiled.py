@@ -1,0 +1,110 @@
+"""The functions of a run that reach the device, each traced once, and the random streams that they draw from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..agents.learner import Agent, Batch, PyTree
+from ..envs import EnvSpec
+from ..replay import Sampler, decode
+from .experiment import Experiment
+from .metrics import Totals
+
+STREAMS = ("environment", "action", "sampler", "agent", "intervention", "diagnostics", "evaluation")
+
+
+def streams(seed: int) -> dict[str, jax.Array]:
+    """The named random streams of a run; a draw is a function of its stream and a counter, so none holds a state."""
+    root = jax.random.key(seed)
+    return {name: jax.random.fold_in(root, index) for index, name in enumerate(STREAMS)}
+
+
+def seed_from(stream: jax.Array, counter: int) -> int:
+    """A seed in [0, 2^31) for things that want a number."""
+    return int(jax.random.bits(jax.random.fold_in(stream, counter)) >> 1)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The functions of a run that reach the device, each traced once."""
+
+    act: Callable[..., jax.Array]
+    explore: Callable[..., jax.Array]
+    remember: Callable[..., PyTree]
+    sample: Callable[..., tuple[PyTree, jax.Array, jax.Array]]
+    learn: Callable[..., tuple[PyTree, Totals, jax.Array]]
+
+
+def reading_only(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`function(state, ...)` jitted over the arrays of `state` that it reads.
+
+    A policy reads a third of a state; handing over the rest costs more than to compute an action.
+    """
+    jitted: dict[Any, tuple[list[int], Callable[..., jax.Array]]] = {}
+
+    def prepare(leaves: list[Any], structure: Any, *arguments: Any) -> tuple[list[int], Callable[..., jax.Array]]:
+        def whole(leaves: list[Any], *arguments: Any) -> jax.Array:
+            return function(jax.tree.unflatten(structure, leaves), *arguments)
+
+        jaxpr = jax.make_jaxpr(whole)(leaves, *arguments).jaxpr
+        read = {id(variable) for equation in jaxpr.eqns for variable in equation.invars}
+        kept = [index for index in range(len(leaves)) if id(jaxpr.invars[index]) in read]
+
+        def part(kept_leaves: list[Any], *arguments: Any) -> jax.Array:
+            padded: list[Any] = [None] * len(leaves)
+            for index, leaf in zip(kept, kept_leaves, strict=True):
+                padded[index] = leaf
+            return whole(padded, *arguments)
+
+        return kept, jax.jit(part)
+
+    def call(state: PyTree, *arguments: Any) -> jax.Array:
+        leaves, structure = jax.tree.flatten(state)
+        if structure not in jitted:
+            jitted[structure] = prepare(leaves, structure, *arguments)
+        kept, run = jitted[structure]
+        return run([leaves[index] for index in kept], *arguments)
+
+    return call
+
+
+def compile_functions(experiment: Experiment, spec: EnvSpec, agent: Agent, sampler: Sampler) -> Compiled:
+    """Jitted and donating; keys are folded from a stream and a counter inside, so the host splits none."""
+    keys = streams(experiment.seed)
+
+    def act(state: PyTree, observation: jax.Array, agent_step: jax.Array) -> jax.Array:
+        return agent.act(state, observation, jax.random.fold_in(keys["action"], agent_step), agent_step)
+
+    def explore(agent_step: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(keys["action"], agent_step)
+        if spec.discrete:
+            return jax.random.randint(key, (spec.num_envs,), 0, spec.action_size)
+        return jax.random.uniform(key, (spec.num_envs, spec.action_size), minval=-1.0, maxval=1.0)
+
+    def sample(state: PyTree) -> tuple[PyTree, jax.Array, jax.Array]:
+        return sampler.sample(state, experiment.agent.batch_size)
+
+    def learn(
+        state: PyTree, totals: Totals, columns: dict[str, jax.Array], weight: jax.Array, gradient_step: jax.Array
+    ) -> tuple[PyTree, Totals, jax.Array]:
+        batch = Batch(**decode(columns, spec.frame_stack), weight=weight)
+        key = jax.random.fold_in(keys["agent"], gradient_step)
+        new_state, metrics, priorities = agent.update(state, batch, key)
+        values = jnp.stack([metrics[name] for name in totals.names])
+        finite = jnp.isfinite(values).all()
+        if experiment.on_nan == "skip":
+            new_state = jax.tree.map(partial(jnp.where, finite), new_state, state)
+            values, priorities = jnp.where(finite, values, 0.0), jnp.where(finite, priorities, 0.0)
+        return new_state, totals.add(values, finite, gradient_step), priorities
+
+    return Compiled(
+        act=reading_only(act),
+        explore=jax.jit(explore),
+        remember=jax.jit(sampler.add, donate_argnums=0),
+        sample=jax.jit(sample, donate_argnums=0),
+        learn=jax.jit(learn, donate_argnums=(0, 1)),
+    )
