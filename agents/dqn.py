@@ -14,7 +14,7 @@ from flax import struct
 from jax.nn.initializers import glorot_uniform as xavier_uniform
 
 from .augmentation import random_intensity, random_shift
-from .learner import Agent, Batch, Learner, Metrics, PyTree, Spec
+from .learner import Agent, Batch, Learner, Metrics, PyTree, Spec, require
 from .networks import (
     MLP,
     NATURE_MIN_SIZE,
@@ -76,18 +76,18 @@ class DQN:
     def __post_init__(self) -> None:
         for name, choices in (("loss", Loss), ("distribution", Distribution), ("torso", Torso), ("padding", Padding)):
             value, known = getattr(self, name), get_args(choices)
-            _require(value in known, name, value, f"one of {', '.join(known)}")
+            require(value in known, name, value, f"one of {', '.join(known)}")
         for name in _POSITIVE:
-            _require(getattr(self, name) > 0, name, getattr(self, name), "positive")
+            require(getattr(self, name) > 0, name, getattr(self, name), "positive")
         for name in ("gamma", "epsilon_start", "epsilon_end", "epsilon_eval"):
-            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
-        for name in ("random_shift", "intensity"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "zero or more")
-        _require(self.tau <= 1, "tau", self.tau, "at most 1")
-        _require(self.atoms > 1, "atoms", self.atoms, "2 or more")
-        _require(self.v_min < self.v_max, "v_min", self.v_min, f"below v_max ({self.v_max})")
-        _require(all(size > 0 for size in self.hidden or ()), "hidden", self.hidden, "positive sizes")
-        _require(self.max_grad_norm is None or self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "positive")
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
+        for name in ("random_shift", "intensity", "warmup"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "zero or more")
+        require(self.tau <= 1, "tau", self.tau, "at most 1")
+        require(self.atoms > 1, "atoms", self.atoms, "2 or more")
+        require(self.v_min < self.v_max, "v_min", self.v_min, f"below v_max ({self.v_max})")
+        require(all(size > 0 for size in self.hidden or ()), "hidden", self.hidden, "positive sizes")
+        require(self.max_grad_norm is None or self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "positive")
 
     def build(self, spec: Spec) -> Agent:
         """Pure functions for this environment; ValueError in one line where the two do not fit."""
@@ -98,13 +98,8 @@ class DQN:
 
 _POSITIVE = (
     *("n_step", "width", "learning_rate", "adam_eps", "target_period", "tau", "epsilon_decay_steps"),
-    *("batch_size", "replay_ratio", "warmup", "capacity"),
+    *("batch_size", "replay_ratio", "capacity"),
 )
-
-
-def _require(holds: bool, name: str, value: object, wanted: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} must be {wanted}, not {value}")
 
 
 class DQNState(struct.PyTreeNode):

@@ -57,3 +57,9 @@ class Agent(NamedTuple):
     act: Callable[..., jax.Array]
     exploit: Callable[[PyTree, jax.Array, jax.Array], jax.Array]
     update: Callable[[PyTree, Batch, jax.Array], tuple[PyTree, Metrics, jax.Array]]
+
+
+def require(holds: bool, name: str, value: object, wanted: str) -> None:
+    """ValueError in one line that names the field of a configuration, unless its value `holds`."""
+    if not holds:
+        raise ValueError(f"{name} must be {wanted}, not {value}")

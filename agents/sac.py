@@ -12,7 +12,7 @@ import optax
 from flax import linen as nn
 from flax import struct
 
-from .learner import Agent, Batch, Learner, Metrics, PyTree, Spec
+from .learner import Agent, Batch, Learner, Metrics, PyTree, Spec, require
 from .networks import MLP
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # Haarnoja et al.'s code
@@ -45,12 +45,13 @@ class SAC:
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:
-            _require(getattr(self, name) > 0, name, getattr(self, name), "positive")
-        _require(0 <= self.gamma <= 1, "gamma", self.gamma, "in [0, 1]")
-        _require(self.tau <= 1, "tau", self.tau, "at most 1")
-        _require(all(size > 0 for size in self.hidden), "hidden", self.hidden, "positive sizes")
+            require(getattr(self, name) > 0, name, getattr(self, name), "positive")
+        require(0 <= self.gamma <= 1, "gamma", self.gamma, "in [0, 1]")
+        require(self.warmup >= 0, "warmup", self.warmup, "zero or more")
+        require(self.tau <= 1, "tau", self.tau, "at most 1")
+        require(all(size > 0 for size in self.hidden), "hidden", self.hidden, "positive sizes")
         chosen = self.target_critics
-        _require(
+        require(
             chosen is None or 1 <= chosen <= self.critics, "target_critics", chosen, f"in [1, critics = {self.critics}]"
         )
 
@@ -65,13 +66,8 @@ class SAC:
 
 _POSITIVE = (
     *("n_step", "critics", "tau", "actor_learning_rate", "critic_learning_rate", "temperature_learning_rate"),
-    *("initial_temperature", "batch_size", "replay_ratio", "warmup", "capacity"),
+    *("initial_temperature", "batch_size", "replay_ratio", "capacity"),
 )
-
-
-def _require(holds: bool, name: str, value: object, wanted: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} must be {wanted}, not {value}")
 
 
 class SACState(struct.PyTreeNode):

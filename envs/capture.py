@@ -127,7 +127,8 @@ def _decode(node: Any, data: bytes, current: Any) -> Any:
             return {key: _decode(item, data, old.get(key)) for key, item in pairs}
         case ["generator", bits, state]:
             if not isinstance(current, np.random.Generator) or type(current.bit_generator).__name__ != bits:
-                current = np.random.Generator(getattr(np.random, bits)())
+                kinds = {kind.__name__: kind for kind in np.random.BitGenerator.__subclasses__()}
+                current = np.random.Generator(kinds[bits]())
             current.bit_generator.state = _decode(state, data, None)
             return current
         case ["mujoco", places]:

@@ -434,7 +434,7 @@ def test_probe_temperature_reaches_the_target_entropy() -> None:
         ("initial_temperature", 0.0),
         ("batch_size", 0),
         ("replay_ratio", -1.0),
-        ("warmup", 0),
+        ("warmup", -1),
         ("capacity", 0),
     ],
 )
