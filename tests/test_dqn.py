@@ -463,7 +463,10 @@ def test_both_observations_are_augmented_and_independently(config, differs):
     ("name", "value"),
     [
         *[(name, 0) for name in ("n_step", "width", "learning_rate", "adam_eps", "target_period", "tau")],
-        *[(name, -1) for name in ("epsilon_decay_steps", "batch_size", "replay_ratio", "capacity", "random_shift", "warmup")],
+        *[
+            (name, -1)
+            for name in ("epsilon_decay_steps", "batch_size", "replay_ratio", "capacity", "random_shift", "warmup")
+        ],
         *[("gamma", 1.1), ("gamma", -0.1), ("gamma", float("nan")), ("tau", 1.5), ("epsilon_start", 2)],
         *[("epsilon_end", -0.1), ("epsilon_eval", 1.01), ("intensity", -0.05), ("max_grad_norm", 0.0)],
         *[("atoms", 1), ("v_min", 10.0), ("v_max", -10.0), ("hidden", (64, 0)), ("loss", "mae"), ("torso", "resnet")],

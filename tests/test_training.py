@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import errno
 import json
 import shutil
 import signal
@@ -278,6 +279,24 @@ def test_a_checkpoint_costs_what_is_new(tmp_path: Path) -> None:
     assert spans == [(start, start + 50) for start in range(0, 400, 50)]
     left = sorted(path.name for path in (tmp_path / "run" / "checkpoints" / "replay").iterdir())
     assert left == [f"{start:012d}-{start + 50:012d}" for start in range(150, 400, 50)]
+
+
+def test_a_disk_that_is_full_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands in for the disk: the state of the second checkpoint cannot be written."""
+    original = checkpoint._save_state
+
+    def save_state(path: Path, state: Any) -> None:
+        if path.parent.name == f".{400:012d}":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(path, state)
+
+    whole = train(small(DQN_SMALL, "gym/CartPole-v1", tmp_path / "whole", steps=600), quiet=True)
+    experiment = small(DQN_SMALL, "gym/CartPole-v1", tmp_path / "run", steps=600)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_save_state", save_state)
+        with pytest.raises(TrainingStopped, match="No space left.*last good checkpoint is .*000200; make room"):
+            train(experiment, quiet=True)
+    assert_equal(whole.state, train(experiment, resume=tmp_path / "run", quiet=True).state)
 
 
 def test_a_last_line_cut_short_is_left_out(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -321,18 +322,27 @@ class Run:
             t.sampler = self.compiled.remember(t.sampler, t.storage.end())
             t.episodes.abandon()
             self.restart_environments()
-        checkpoint.save(
-            self.directory / "checkpoints", t, snapshot, self.experiment.keep_checkpoints, self.metrics.bytes
-        )
+        try:
+            checkpoint.save(
+                self.directory / "checkpoints", t, snapshot, self.experiment.keep_checkpoints, self.metrics.bytes
+            )
+        except OSError as error:
+            free = shutil.disk_usage(self.directory).free / 1e6
+            raise TrainingStopped(
+                f"the checkpoint at agent step {t.agent_step} could not be written ({error}; {free:.1f} MB of disk are "
+                f"free); {self._last_good()}; make room, then: resprout train --resume {self.directory}"
+            ) from error
 
     def _stop_if_not_finite(self) -> None:
         if self.experiment.on_nan == "skip":
             return
         problem = self.training.totals.not_finite()
         if problem:
-            good = checkpoint.names(self.directory / "checkpoints")
-            last = f"the last good checkpoint is {good[-1]}" if good else "there was no checkpoint yet"
-            raise TrainingStopped(f"{problem}; {last}; --on-nan skip would leave such gradient steps out")
+            raise TrainingStopped(f"{problem}; {self._last_good()}; --on-nan skip would leave such gradient steps out")
+
+    def _last_good(self) -> str:
+        good = checkpoint.names(self.directory / "checkpoints")
+        return f"the last good checkpoint is {good[-1]}" if good else "there was no checkpoint yet"
 
     def _sum_up(self) -> Result:
         t = self.training
