@@ -294,7 +294,7 @@ def test_a_disk_that_is_full_loses_nothing(tmp_path: Path, monkeypatch: pytest.M
     experiment = small(DQN_SMALL, "gym/CartPole-v1", tmp_path / "run", steps=600)
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "_save_state", save_state)
-        with pytest.raises(TrainingStopped, match="No space left.*last good checkpoint is .*000200; make room"):
+        with pytest.raises(TrainingStopped, match=r"No space left.*last good checkpoint is .*000200; make room"):
             train(experiment, quiet=True)
     assert_equal(whole.state, train(experiment, resume=tmp_path / "run", quiet=True).state)
 
