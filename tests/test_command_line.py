@@ -33,6 +33,7 @@ BAD_INPUT = [
     (["train", "dqn", "--env", "mujoco/Hopper-v5"], "DQN needs discrete actions"),
     (["train", "sac", "--env", "gym/CartPole-v1"], "SAC needs continuous actions"),
     (["train", "dqn", "--env", "atari/Pong", "--steps", "900000000", "--agent.capacity", "900000000"], "it cannot fit"),
+    (["train", "dqn", "--env", "gym/CartPole-v1", "--track", "wandb"], "pip install 'resprout[wandb]'"),
     (["train", "--resume", "nowhere"], "nowhere is not a run directory"),
     (["eval", "nowhere"], "nowhere is not a run directory"),
     (["eval", "nowhere", "--episodes", "0"], "--episodes must be at least 1"),

@@ -309,6 +309,15 @@ def test_a_last_line_cut_short_is_left_out(tmp_path: Path) -> None:
     assert read_metrics(path) == [{"step": 1}, {"step": 3}]
 
 
+def test_a_run_stopped_in_its_last_evaluation_is_finished_by_resume(tmp_path: Path) -> None:
+    experiment = small(DQN_SMALL, "gym/CartPole-v1", tmp_path / "run", eval_episodes=2)
+    whole = train(experiment, quiet=True)
+    (tmp_path / "run" / "summary.json").unlink()
+    resumed = train(experiment, resume=tmp_path / "run", quiet=True)
+    assert resumed.evaluation == whole.evaluation
+    assert_equal(whole.state, resumed.state)
+
+
 def test_a_finished_run_says_so(tmp_path: Path) -> None:
     experiment = small(DQN_SMALL, "gym/CartPole-v1", tmp_path / "run", steps=150)
     train(experiment, quiet=True)

@@ -73,7 +73,7 @@ def dispatch(arguments: list[str]) -> int:
     except OSError as error:
         return fail(error, 1)
     except KeyboardInterrupt:
-        return fail("interrupted before there was anything to save", 130)
+        return fail("interrupted", 130)
 
 
 def fail(error: Any, code: int) -> int:

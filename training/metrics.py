@@ -1,6 +1,8 @@
 """What a run says of itself: sums on the device, episode statistics, metrics.jsonl, progress and the curve."""
 
+import importlib.util
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -127,8 +129,9 @@ class MetricsFile:
         self.file.write(json.dumps({key: _plain(value) for key, value in line.items()}).encode() + b"\n")
         self.file.flush()
 
-    @property
-    def bytes(self) -> int:
+    def length(self) -> int:
+        """Bytes so far, all of them on the disk when this returns."""
+        os.fsync(self.file.fileno())
         return self.file.tell()
 
     def close(self) -> None:
@@ -151,17 +154,21 @@ class Tracker:
     def __init__(self, kind: str | None, directory: Path, config: dict[str, Any]) -> None:
         self.writer: Any = None
         self.kind = kind
-        try:
-            if kind == "tensorboard":
-                from tensorboardX import SummaryWriter
+        if kind == "tensorboard":
+            from tensorboardX import SummaryWriter
 
-                self.writer = SummaryWriter(str(directory / "tensorboard"))
-            elif kind == "wandb":
-                import wandb
+            self.writer = SummaryWriter(str(directory / "tensorboard"))
+        elif kind == "wandb":
+            import wandb
 
-                self.writer = wandb.init(project="resprout", dir=str(directory), config=config, name=directory.name)
-        except ImportError as error:
-            raise ValueError(f"--track {kind} needs an extra: pip install 'resprout[{kind}]' ({error})") from None
+            self.writer = wandb.init(project="resprout", dir=str(directory), config=config, name=directory.name)
+
+    @staticmethod
+    def check(kind: str | None) -> None:
+        """ValueError if the package behind `kind` is not installed."""
+        package = {None: None, "tensorboard": "tensorboardX", "wandb": "wandb"}[kind]
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise ValueError(f"--track {kind} needs an extra: pip install 'resprout[{kind}]'")
 
     def write(self, line: dict[str, Any]) -> None:
         values = {key: value for key, value in line.items() if key != "step" and isinstance(value, int | float)}

@@ -112,6 +112,7 @@ def train(experiment: Experiment, *, resume: str | Path | None = None, quiet: bo
     Raises Interrupted on SIGINT and SIGTERM after saving, TrainingStopped when a metric is not finite.
     """
     use_compilation_cache()
+    Tracker.check(experiment.track)
     with ExitStack() as stack:
         env = stack.enter_context(closing(make_env(experiment, training=True, num_envs=experiment.num_envs)))
         agent = experiment.agent.build(env.spec)
@@ -161,8 +162,7 @@ class Run:
         self.stack = stack
         self.quiet = quiet
         self.received: int | None = None  # the number of a signal
-        self.elapsed = 0.0  # seconds of training before this process
-        self.started = time.monotonic()
+        self.saved_step = -1  # agent step of the newest checkpoint
         self.speed = Speed()
         self.progress: ProgressDisplay | None = None
 
@@ -219,7 +219,9 @@ class Run:
             self.say(line)
         snapshot, metrics_bytes = checkpoint.restore(path, self.training)
         t = self.training
-        if t.agent_step >= self.experiment.steps:
+        self.saved_step = t.agent_step
+        finished = (self.directory / "summary.json").exists()  # else it was stopped in its last evaluation
+        if t.agent_step >= self.experiment.steps and (finished or t.agent_step > self.experiment.steps):
             raise ExperimentError(f"{self.directory} is complete at {t.agent_step} agent steps; give more --steps")
         if snapshot is None:
             t.observation = self.env.reset(seed_from(self.keys["environment"], t.agent_step))
@@ -258,8 +260,7 @@ class Run:
                 self.save()
                 plot_curve(self.directory)
                 raise Interrupted(self.received, self.directory)
-        if not self._due(experiment.checkpoint_every):
-            self.save()
+        self.save()
         learn_owed(t, self.compiled, self.sampler)  # what the last agent step owes; a continuation does so itself
         jax.block_until_ready(t.agent)
         if not self._due(experiment.log_every):
@@ -317,21 +318,23 @@ class Run:
         """Write a checkpoint. Environments that cannot be captured begin new episodes, whether or not the run stops."""
         self._stop_if_not_finite()
         t = self.training
+        if t.agent_step == self.saved_step:
+            return
         snapshot = self.env.snapshot()
         if snapshot is None:
             t.sampler = self.compiled.remember(t.sampler, t.storage.end())
             t.episodes.abandon()
             self.restart_environments()
         try:
-            checkpoint.save(
-                self.directory / "checkpoints", t, snapshot, self.experiment.keep_checkpoints, self.metrics.bytes
-            )
+            length = self.metrics.length()
+            checkpoint.save(self.directory / "checkpoints", t, snapshot, self.experiment.keep_checkpoints, length)
         except OSError as error:
             free = shutil.disk_usage(self.directory).free / 1e6
             raise TrainingStopped(
                 f"the checkpoint at agent step {t.agent_step} could not be written ({error}; {free:.1f} MB of disk are "
                 f"free); {self._last_good()}; make room, then: resprout train --resume {self.directory}"
             ) from error
+        self.saved_step = t.agent_step
 
     def _stop_if_not_finite(self) -> None:
         if self.experiment.on_nan == "skip":
