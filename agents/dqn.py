@@ -1,5 +1,6 @@
 """DQN and its family: double, dueling, n-step, C51 and DrQ(eps), each a field of one config."""
 
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,15 +11,16 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
 from flax import struct
-from jax.nn.initializers import glorot_uniform as xavier_uniform
 
 from .augmentation import random_intensity, random_shift
-from .learner import Agent, Batch, Learner, Metrics, PyTree, Spec, require
+from .learner import Agent, Batch, Learner, Metrics, PyTree, Spec, require, require_finite
 from .networks import (
     MLP,
     NATURE_MIN_SIZE,
     ImpalaResNet,
+    Initializer,
     MinAtarCNN,
     NatureCNN,
     QNetwork,
@@ -31,15 +33,21 @@ Loss = Literal["huber", "mse"]
 Distribution = Literal["none", "c51"]
 Torso = Literal["auto", "nature", "impala", "minatar", "mlp"]
 Padding = Literal["same", "valid"]
+Initialiser = Literal["xavier", "lecun", "rainbow"]
 
 # Units after a torso: Dopamine (nature, impala), Young & Tian 2019 (minatar), our choice (mlp; Dopamine has 512, 512)
 TORSO_HIDDEN = {"nature": (512,), "impala": (512,), "minatar": (128,), "mlp": (256, 256)}
 IMAGE_TORSOS = ("nature", "impala")
+INITIALISERS: dict[str, Initializer] = {
+    "xavier": nn.initializers.xavier_uniform(),
+    "lecun": nn.initializers.lecun_normal(),
+    "rainbow": nn.initializers.variance_scaling(1 / math.sqrt(3), "fan_in", "uniform"),
+}
 
 
 @dataclass(frozen=True)
 class DQN:
-    """Deep Q-learning (Mnih et al., 2015) with the settings of Dopamine (Castro et al., 2018) as defaults.
+    """Deep Q-learning (Mnih et al., 2015); defaults are Dopamine's (Castro et al., 2018) with the Huber loss, as in ReDo.
 
     ValueError in one line names a field whose value cannot be.
     """
@@ -53,14 +61,15 @@ class DQN:
     atoms: int = 51  # of the distribution's support; Bellemare et al. (2017)
     v_min: float = -10.0  # lowest return of the support
     v_max: float = 10.0  # highest return of the support
-    torso: Torso = "auto"  # auto: vectors mlp, images below 36 pixels minatar, others nature
+    torso: Torso = "auto"  # auto: vectors mlp, minatar/* minatar, other images nature
     padding: Padding = "same"  # of the Nature convolutions: same (Dopamine) or valid (Mnih et al.)
     width: float = 1.0  # multiplies every layer's units, rounded up
+    initialiser: Initialiser = "xavier"  # of every kernel: Dopamine's DQN xavier, its C51 rainbow, CleanRL lecun
     hidden: tuple[int, ...] | None = None  # units of the dense layers after the torso; None is the torso's own
     learning_rate: float = 6.25e-5  # of Adam
     adam_eps: float = 1.5e-4  # of Adam
     max_grad_norm: float | None = None  # clip the gradient's global norm to this; None does not
-    target_period: int = 2000  # gradient steps; Dopamine's 8000 agent steps at an update every 4
+    target_period: int = 2000  # gradient steps; Dopamine's 8000 agent steps at an update every 4; scale it with replay_ratio to keep that
     tau: float = 1.0  # share of the online parameters that a target update takes over; 1 copies
     epsilon_start: float = 1.0  # probability of a random action
     epsilon_end: float = 0.01  # probability of a random action
@@ -74,7 +83,14 @@ class DQN:
     capacity: int = 1_000_000  # transitions
 
     def __post_init__(self) -> None:
-        for name, choices in (("loss", Loss), ("distribution", Distribution), ("torso", Torso), ("padding", Padding)):
+        require_finite(self)
+        for name, choices in (
+            ("loss", Loss),
+            ("distribution", Distribution),
+            ("torso", Torso),
+            ("padding", Padding),
+            ("initialiser", Initialiser),
+        ):
             value, known = getattr(self, name), get_args(choices)
             require(value in known, name, value, f"one of {', '.join(known)}")
         for name in _POSITIVE:
@@ -110,7 +126,7 @@ class DQNState(struct.PyTreeNode):
 def q_network(config: DQN, spec: Spec) -> QNetwork:
     """Network of action values for this environment; ValueError where torso and observation do not fit."""
     shape = spec.observation_shape
-    torso = automatic_torso(shape) if config.torso == "auto" else config.torso
+    torso = automatic_torso(spec) if config.torso == "auto" else config.torso
     if torso != "mlp" and len(shape) != 3:
         raise ValueError(f"torso {torso} needs [H, W, C] observations; {spec.id} has {list(shape)}: use mlp")
     if torso == "nature" and config.padding == "valid" and min(shape[:2]) < NATURE_MIN_SIZE:
@@ -121,27 +137,31 @@ def q_network(config: DQN, spec: Spec) -> QNetwork:
         raise ValueError(f"random_shift needs [H, W, C] observations; {spec.id} has {list(shape)}")
     if config.intensity and torso not in IMAGE_TORSOS:
         raise ValueError(f"intensity needs a torso that reads pixels ({', '.join(IMAGE_TORSOS)}), not {torso}")
+    if torso == "minatar" and min(shape[:2]) < 3:
+        raise ValueError(f"torso minatar needs 3 x 3 cells; {spec.id} has {shape[0]} x {shape[1]}")
+    initialiser = INITIALISERS[config.initialiser]
     torsos: dict[str, Callable[[jax.Array], jax.Array]] = {
-        "nature": NatureCNN(config.width, config.padding),
-        "impala": ImpalaResNet(config.width),
-        "minatar": MinAtarCNN(config.width),
+        "nature": NatureCNN(config.width, config.padding, initialiser),
+        "impala": ImpalaResNet(config.width, initialiser),
+        "minatar": MinAtarCNN(config.width, initialiser),
         "mlp": flatten,
     }
     sizes = TORSO_HIDDEN[torso] if config.hidden is None else config.hidden
     return QNetwork(
         torso=torsos[torso],
-        hidden=MLP(tuple(scaled(size, config.width) for size in sizes), kernel_init=xavier_uniform()),
+        hidden=MLP(tuple(scaled(size, config.width) for size in sizes), kernel_init=initialiser),
         actions=spec.action_size,
         atoms=config.atoms if config.distribution == "c51" else None,
         dueling=config.dueling,
+        kernel_init=initialiser,
     )
 
 
-def automatic_torso(observation_shape: tuple[int, ...]) -> str:
+def automatic_torso(spec: Spec) -> Torso:
     """The torso that `auto` stands for."""
-    if len(observation_shape) != 3:
+    if len(spec.observation_shape) != 3:
         return "mlp"
-    return "minatar" if min(observation_shape[:2]) < NATURE_MIN_SIZE else "nature"
+    return "minatar" if spec.id.startswith("minatar/") else "nature"
 
 
 def td_error(

@@ -1,6 +1,8 @@
 """The three types every agent is made of: what it learns from, what it trains, and what it can do."""
 
+import math
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -63,3 +65,10 @@ def require(holds: bool, name: str, value: object, wanted: str) -> None:
     """ValueError in one line that names the field of a configuration, unless its value `holds`."""
     if not holds:
         raise ValueError(f"{name} must be {wanted}, not {value}")
+
+
+def require_finite(config: Any) -> None:
+    """ValueError in one line that names a field of the dataclass `config` which is infinite or not a number."""
+    for part in fields(config):
+        value = getattr(config, part.name)
+        require(not isinstance(value, float) or math.isfinite(value), part.name, value, "finite")

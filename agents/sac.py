@@ -12,7 +12,7 @@ import optax
 from flax import linen as nn
 from flax import struct
 
-from .learner import Agent, Batch, Learner, Metrics, PyTree, Spec, require
+from .learner import Agent, Batch, Learner, Metrics, PyTree, Spec, require, require_finite
 from .networks import MLP
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # Haarnoja et al.'s code
@@ -44,6 +44,7 @@ class SAC:
     capacity: int = 1_000_000  # transitions
 
     def __post_init__(self) -> None:
+        require_finite(self)
         for name in _POSITIVE:
             require(getattr(self, name) > 0, name, getattr(self, name), "positive")
         require(0 <= self.gamma <= 1, "gamma", self.gamma, "in [0, 1]")

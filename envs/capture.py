@@ -10,6 +10,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
 
 # Attributes and types that do not change while an environment runs: how it was made, and what draws it.
@@ -23,7 +24,8 @@ STATIC_NAMES = {
     "_ezpickle_args",
     "_ezpickle_kwargs",
 }
-STATIC_TYPES = (gymnasium.Space, enum.Enum, type, types.ModuleType, types.FunctionType, types.MethodType, partial)
+STATIC_TYPES = (type, types.ModuleType, types.FunctionType, types.MethodType, partial)
+COMPOSITE_SPACES = (spaces.Dict, spaces.Tuple, spaces.Sequence, spaces.Graph, spaces.OneOf)
 STATIC_PACKAGES = ("pygame", "gymnasium.envs.mujoco.mujoco_rendering")
 
 
@@ -35,7 +37,8 @@ def capture(environments: Sequence[gymnasium.Env[Any, Any]]) -> dict[str, NDArra
     """State of all `environments`: "structure", JSON text, and "data", the bytes of all arrays that it refers to.
 
     Numbers, strings, arrays, tuples, lists and dicts of them, and NumPy generators are read as they are; MuJoCo's and
-    ALE's states through their own calls. Spaces, functions, models (MjModel) and renderers count as static.
+    ALE's states through their own calls. Functions and renderers count as static. What it cannot see: state outside the
+    instances (of a class, a module, a closure), and that two attributes are views of one array.
     Raises UnknownStateError, which names what stands in the way.
     """
     data = bytearray()
@@ -76,17 +79,19 @@ def _attributes(layer: gymnasium.Env[Any, Any]) -> dict[str, Any]:
 
 
 def _is_static(value: Any) -> bool:
-    return (
-        isinstance(value, STATIC_TYPES)
-        or type(value).__name__ == "MjModel"
-        or type(value).__module__.startswith(STATIC_PACKAGES)
-    )
+    return isinstance(value, STATIC_TYPES) or type(value).__module__.startswith(STATIC_PACKAGES)
 
 
 def _encode(value: Any, data: bytearray) -> Any:
     """A JSON value: null, bool, number and string stand for themselves, all else is [kind, ...]."""
     if value is None or type(value) in (bool, int, float, str):
         return value
+    if isinstance(value, enum.Enum):
+        return ["enum", value.name]
+    if isinstance(value, gymnasium.Space):
+        if value._np_random is not None and isinstance(value, COMPOSITE_SPACES):
+            raise UnknownStateError("cannot read the generators inside a composite space")
+        return ["space", _encode(value._np_random, data)]
     if _is_static(value):
         return ["static"]
     if isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
@@ -99,6 +104,8 @@ def _encode(value: Any, data: bytearray) -> Any:
         bits = value.bit_generator
         return ["generator", type(bits).__name__, _encode(bits.state, data)]
     match type(value).__name__:
+        case "MjModel":
+            return ["model", {name: _stored(array, data) for name, array in _plain_arrays(value).items()}]
         case "MjData":
             return ["mujoco", {name: _stored(array, data) for name, array in _mujoco_arrays(value).items()}]
         case "ALEInterface":
@@ -130,6 +137,15 @@ def _decode(node: Any, data: bytes, current: Any) -> Any:
                 kinds = {kind.__name__: kind for kind in np.random.BitGenerator.__subclasses__()}
                 current = np.random.Generator(kinds[bits]())
             current.bit_generator.state = _decode(state, data, None)
+            return current
+        case ["enum", name]:
+            return type(current)[name]
+        case ["space", generator]:
+            current._np_random = _decode(generator, data, current._np_random)
+            return current
+        case ["model", places]:
+            for name, place in places.items():
+                getattr(current, name)[...] = _loaded(place, data)
             return current
         case ["mujoco", places]:
             _restore_mujoco(current, {name: _loaded(place, data) for name, place in places.items()})
@@ -165,8 +181,12 @@ def _mujoco_arrays(data: Any) -> dict[str, NDArray[Any]]:
     kind = mujoco.mjtState.mjSTATE_INTEGRATION
     state = np.empty(mujoco.mj_stateSize(data.model, kind), np.float64)
     mujoco.mj_getState(data.model, data, state, kind)
-    derived = {name: getattr(data, name) for name in dir(data) if not name.startswith("_")}
-    return {"integration": state} | {name: value for name, value in derived.items() if isinstance(value, np.ndarray)}
+    return {"integration": state} | _plain_arrays(data)
+
+
+def _plain_arrays(record: Any) -> dict[str, NDArray[Any]]:
+    values = {name: getattr(record, name) for name in dir(record) if not name.startswith("_")}
+    return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
 
 
 def _restore_mujoco(data: Any, saved: dict[str, NDArray[Any]]) -> None:

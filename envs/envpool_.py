@@ -60,7 +60,9 @@ def make(
     task = names(family)[name]
     if family == "atari":
         return _AtariEnv(env_id, task, num_envs, seed, protocol or "dopamine", training, render)
-    return _StateEnv(env_id, task, num_envs, seed, render)
+    # EnvPool hides the goal of Meta-World unless told otherwise, though it moves at every reset.
+    settings = {"partially_observable": False} if family == "metaworld" else {}
+    return _StateEnv(env_id, task, num_envs, seed, render, settings)
 
 
 class _PoolEnv:
@@ -105,11 +107,13 @@ class _PoolEnv:
 class _StateEnv(_PoolEnv):
     """Vector observations and continuous actions; a dict of observations is concatenated in EnvPool's order."""
 
-    def __init__(self, env_id: str, task: str, num_envs: int, seed: int, render: bool) -> None:
-        pool_spec = envpool.make_spec(task)
+    def __init__(
+        self, env_id: str, task: str, num_envs: int, seed: int, render: bool, settings: dict[str, Any]
+    ) -> None:
+        pool_spec = envpool.make_spec(task, **settings)
         self._limit = int(pool_spec.config.max_episode_steps)
         # EnvPool reports one `done` for both kinds of end. With its own limit out of reach, all its ends are terminal.
-        self._options = {"max_episode_steps": self._limit + 1}
+        self._options = {"max_episode_steps": self._limit + 1, **settings}
         self._task, self._seed, self._render = task, seed, render
         self._actions = Actions(env_id, pool_spec.action_space)
         space = pool_spec.observation_space
@@ -130,6 +134,7 @@ class _StateEnv(_PoolEnv):
                 "sticky": 0.0,
                 "frame_skip": int(pool_spec.config.frame_skip),
                 "max_episode_steps": self._limit,
+                **settings,
                 "versions": versions("envpool"),
             },
         )

@@ -44,8 +44,8 @@ def make(
 
     try:
         vector = SyncVectorEnv([one] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
-    except (gymnasium.error.Error, ImportError) as error:
-        raise EnvError(f"{env_id}: {' '.join(str(error).split())}") from error
+    except Exception as error:  # a constructor of a user's raises what it likes
+        raise EnvError(f"{env_id}: {' '.join(str(error).split()) or type(error).__name__}") from error
     return _GymnasiumEnv(env_id, vector, seed, render)
 
 

@@ -1,4 +1,4 @@
-"""Playing without learning: the return of the deterministic policy, and its video."""
+"""Playing without learning: the return of the policy without exploration (`Agent.exploit`), and its video."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol
 
@@ -72,7 +73,7 @@ class Experiment(Generic[A]):
     eval_every: int = 10_000
     """agent steps between evaluations, 0 for none before the end"""
     eval_episodes: int = 10
-    """episodes of each evaluation, played by the deterministic policy; 0 for no evaluation at all"""
+    """episodes of each evaluation, played by the policy without exploration; 0 for no evaluation at all"""
     log_every: int = 1_000
     """agent steps between lines of metrics"""
     checkpoint_every: int = 100_000
@@ -95,7 +96,8 @@ class Experiment(Generic[A]):
             check(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("seed", "eval_every", "eval_episodes", "checkpoint_every"):
             check(getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}")
-        check(self.ratio >= 0, f"replay_ratio must not be negative, not {self.ratio}")
+        check(0 <= self.ratio < math.inf, f"replay_ratio must be finite and not negative, not {self.ratio}")
+        check(self.seed < 2**32, f"seed must be below 2^32, not {self.seed}")
         check(self.replay in REPLAYS, f"unknown replay {self.replay!r}; there are: {', '.join(REPLAYS)}")
         check(
             self.agent.warmup < self.steps,

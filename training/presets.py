@@ -16,13 +16,13 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     "dqn_dopamine": Preset(
-        DQN(),
-        "Castro et al. (2018), Dopamine's dqn.gin; sticky actions, 27k-step cap",
+        DQN(loss="mse"),
+        "Castro et al. (2018), Dopamine's dqn.gin, JAX agent; first 40 of its 200 iterations of 250k agent steps",
         {"protocol": "dopamine", "steps": 10_000_000, "eval_every": 250_000},
     ),
     "c51_dopamine": Preset(
-        DQN(distribution="c51", learning_rate=2.5e-4, adam_eps=3.125e-4),
-        "Bellemare et al. (2017); Dopamine's c51.gin",
+        DQN(distribution="c51", learning_rate=2.5e-4, adam_eps=3.125e-4, initialiser="rainbow"),
+        "Bellemare et al. (2017); Dopamine's c51.gin, first 40 of 200 iterations",
         {"protocol": "dopamine", "steps": 10_000_000, "eval_every": 250_000},
     ),
     "dqn_cleanrl": Preset(
@@ -32,7 +32,11 @@ PRESETS: dict[str, Preset] = {
             learning_rate=1e-4,
             adam_eps=1e-8,
             target_period=250,  # 1,000 agent steps at an update every 4
-            epsilon_decay_steps=1_000_000,
+            initialiser="lecun",
+            # CleanRL's line from 1 at step 0 to .01 at step 1e6, from the end of the warm-up on
+            epsilon_start=0.9208,
+            epsilon_decay_steps=920_000,
+            epsilon_eval=0.01,
             warmup=80_000,
         ),
         "Huang et al. (2022), CleanRL's dqn_atari_jax.py; no sticky actions, life-loss ends, FIRE on reset",
@@ -51,24 +55,21 @@ PRESETS: dict[str, Preset] = {
             epsilon_decay_steps=5_000,
             warmup=1_600,
             replay_ratio=1.0,
-            capacity=100_000,  # as many as the run has steps, so nothing is overwritten
         ),
         "Agarwal et al. (2021), DrQ(eps): Atari 100k; Dopamine's DrQ_eps.gin; 100 evaluation episodes at the end",
         {"protocol": "atari100k", "steps": 100_000, "eval_every": 0, "eval_episodes": 100, "checkpoint_every": 25_000},
     ),
     "dqn_minatar": Preset(
         DQN(
-            torso="minatar",
             learning_rate=2.5e-4,
             adam_eps=3.125e-4,
             target_period=1_000,
-            epsilon_end=0.01,
             epsilon_decay_steps=100_000,
             warmup=5_000,
             replay_ratio=1.0,
             capacity=100_000,
         ),
-        "Young & Tian (2019), section 4: network, replay, target, warm-up; Adam as in Ceron & Castro (2021)",
+        "Young & Tian (2019): network, replay, target, warm-up; final epsilon and Adam of Ceron & Castro (2021)",
         {"steps": 500_000, "eval_every": 50_000, "eval_episodes": 30},
     ),
     "sac_mujoco": Preset(
