@@ -234,7 +234,11 @@ def _build(config: SAC, spec: Spec) -> Agent:
             return jnp.mean(alpha * log_prob - q), -log_prob.mean()
 
         (loss, entropy), gradient = jax.value_and_grad(loss_function, has_aux=True)(learner.params)
-        return descend(learner, gradient, actor_tx), {"actor/loss": loss, "actor/entropy": entropy}
+        return descend(learner, gradient, actor_tx), {
+            "actor/loss": loss,
+            "actor/entropy": entropy,
+            "actor/grad_norm": optax.tree.norm(gradient),
+        }
 
     def update(state: SACState, batch: Batch, key: jax.Array) -> tuple[SACState, Metrics, jax.Array]:
         # The order of SB3 and sbx: critics, then the actor on the new critics, so that it climbs the best estimate there

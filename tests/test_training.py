@@ -3,7 +3,9 @@
 import collections
 import dataclasses
 import errno
+import fcntl
 import json
+import resource
 import shutil
 import signal
 import subprocess
@@ -287,7 +289,7 @@ def test_a_disk_that_is_full_loses_nothing(tmp_path: Path, monkeypatch: pytest.M
 
     def save_state(path: Path, state: Any) -> None:
         if path.parent.name == f".{400:012d}":
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(errno.ENOSPC, "No space left on device")  # tensorstore's ValueError becomes one as well
         original(path, state)
 
     whole = train(small(DQN_SMALL, "gym/CartPole-v1", tmp_path / "whole", steps=600), quiet=True)
@@ -297,6 +299,32 @@ def test_a_disk_that_is_full_loses_nothing(tmp_path: Path, monkeypatch: pytest.M
         with pytest.raises(TrainingStopped, match=r"No space left.*last good checkpoint is .*000200; make room"):
             train(experiment, quiet=True)
     assert_equal(whole.state, train(experiment, resume=tmp_path / "run", quiet=True).state)
+
+
+def test_a_write_that_fails_is_an_os_error(tmp_path: Path) -> None:
+    """Files may not grow beyond a megabyte, and the state is one of three."""
+    state = {"x": np.random.default_rng(0).random(400_000)}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"File too large|os_error_code='27'|EFBIG"):
+            checkpoint._save_state(tmp_path / "state", state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_another_process_or_experiment_is_kept_out(tmp_path: Path) -> None:
+    experiment = small(DQN_SMALL, "gym/CartPole-v1", tmp_path / "run", steps=150)
+    train(experiment, quiet=True)
+    other = dataclasses.replace(experiment, seed=1, steps=300)
+    with pytest.raises(ExperimentError, match="is a run of another experiment"):
+        train(other, resume=tmp_path / "run", quiet=True)
+    with (tmp_path / "run" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ExperimentError, match="in use by another process"):
+            train(dataclasses.replace(experiment, steps=300), resume=tmp_path / "run", quiet=True)
 
 
 def test_a_last_line_cut_short_is_left_out(tmp_path: Path) -> None:

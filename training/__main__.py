@@ -89,7 +89,6 @@ def nearest(word: str, words: Any) -> str:
 def train_command(arguments: list[str]) -> int:
     from .experiment import AGENTS
     from .presets import PRESETS
-    from .run import Interrupted, TrainingStopped, train
 
     preset_name, resume = flag_value(arguments, "--preset"), flag_value(arguments, "--resume")
     agent_name = arguments[0] if arguments and not arguments[0].startswith("-") else None
@@ -102,6 +101,8 @@ def train_command(arguments: list[str]) -> int:
         )
     if resume is not None:
         default = read_config(Path(resume))
+        if flag_value(arguments, "--out"):
+            raise UsageError(f"--resume goes on in {resume} itself and takes no --out")
         if agent_name not in (None, default.agent_name) or preset_name is not None:
             raise UsageError(f"{resume} is a run of {default.agent_name}; --resume takes no other agent and no preset")
     elif agent_name is None:
@@ -114,6 +115,8 @@ def train_command(arguments: list[str]) -> int:
     experiment = parse_experiment(flags, default)
     if resume is not None:
         check_unchanged(default, experiment, resume)
+    from .run import Interrupted, TrainingStopped, train
+
     try:
         result = train(experiment, resume=resume)
     except Interrupted as stop:

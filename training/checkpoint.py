@@ -13,6 +13,7 @@ when read.
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -67,11 +68,14 @@ def save(directory: Path, training: Training, snapshot: dict[str, Any] | None, k
     return final
 
 
-def newest(directory: Path) -> tuple[Path, list[str]]:
-    """The newest checkpoint whose every file matches its checksum, and a line for each newer one that does not."""
+def newest(directory: Path, with_replay: bool = True) -> tuple[Path, list[str]]:
+    """The newest checkpoint whose every file matches its checksum, and a line for each newer one that does not.
+
+    with_replay: whether its transitions are needed, and so checked, too.
+    """
     complaints: list[str] = []
     for candidate in reversed(names(directory)):
-        problem = _problem(candidate)
+        problem = _problem(candidate, with_replay)
         if problem is None:
             return candidate, complaints
         complaints.append(f"checkpoint {candidate} is damaged ({problem}); trying the one before it")
@@ -155,8 +159,16 @@ def _save_segments(directory: Path, training: Training) -> list[Path]:
 
 
 def _save_state(path: Path, state: PyTree) -> None:
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path.absolute(), _keys_to_data(state))
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.CRITICAL)  # a failed write logs pages, and raises besides
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(path.absolute(), _keys_to_data(state))
+    except ValueError as error:  # what a full disk is to tensorstore
+        raise OSError(str(error).splitlines()[0]) from error
+    finally:
+        absl.setLevel(level)
 
 
 def _load_state(path: Path, template: PyTree, partial: bool = False) -> PyTree:
@@ -199,11 +211,11 @@ def _fingerprint(path: Path) -> list[Any]:
         return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
 
 
-def _problem(checkpoint: Path) -> str | None:
+def _problem(checkpoint: Path, with_replay: bool) -> str | None:
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_text())
         expected = {checkpoint / name: mark for name, mark in manifest["files"].items()}
-        for segment, files in manifest["replay"].items():
+        for segment, files in manifest["replay"].items() if with_replay else ():
             expected |= {checkpoint.parent / "replay" / segment / name: mark for name, mark in files.items()}
         for path, mark in expected.items():
             if _fingerprint(path) != mark:

@@ -1,5 +1,6 @@
 """What a run says of itself: sums on the device, episode statistics, metrics.jsonl, progress and the curve."""
 
+import datetime
 import importlib.util
 import json
 import os
@@ -122,11 +123,11 @@ class MetricsFile:
         """Open for appending; `keep_bytes` first cuts the file back to what a checkpoint knew of it."""
         self.file = path.open("ab")
         if keep_bytes is not None:
-            self.file.truncate(keep_bytes)
+            self.file.truncate(min(keep_bytes, path.stat().st_size))
         self.file.seek(0, 2)
 
     def write(self, line: dict[str, Any]) -> None:
-        self.file.write(json.dumps({key: _plain(value) for key, value in line.items()}).encode() + b"\n")
+        self.file.write(json.dumps({key: plain(value) for key, value in line.items()}).encode() + b"\n")
         self.file.flush()
 
     def length(self) -> int:
@@ -138,7 +139,8 @@ class MetricsFile:
         self.file.close()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A number as JSON can hold it: None for one that is not finite."""
     return value if not isinstance(value, float) or np.isfinite(value) else None
 
 
@@ -222,8 +224,8 @@ class ProgressDisplay:
             self.bar.update(self.task, completed=step, note=note)
         elif now - self.shown >= 10:
             self.shown = now
-            left = (self.total - step) / max(self.rate, 1e-9)
-            self.say(f"step {step}/{self.total}  {note}  {time.strftime('%H:%M:%S', time.gmtime(left))} left")
+            left = datetime.timedelta(seconds=int((self.total - step) / max(self.rate, 1e-9)))
+            self.say(f"step {step}/{self.total}  {note}  {left} left")
 
     def say(self, message: str) -> None:
         if not self.quiet:

@@ -1,6 +1,7 @@
 """A whole run: check everything, make the directory, train or go on training, evaluate, sum up."""
 
 import dataclasses
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -28,7 +29,7 @@ from .compiled import compile_functions, seed_from, streams
 from .evaluation import Evaluation, Video, evaluate, exploit_function
 from .experiment import Experiment, ExperimentError
 from .host_loop import Training, host_loop, learn_owed
-from .metrics import Episodes, MetricsFile, ProgressDisplay, Totals, Tracker, plot_curve
+from .metrics import Episodes, MetricsFile, ProgressDisplay, Totals, Tracker, plain, plot_curve
 
 PACKAGES = ("resprout", "jax", "jaxlib", "flax", "optax", "numpy", "envpool", "gymnasium", "mujoco", "ale-py", "gymnax")
 EVALUATION_ENVS = 10  # at most; episodes are spread evenly over them
@@ -132,7 +133,7 @@ def evaluate_run(
 ) -> Evaluation:
     """Play `episodes` games with the newest readable checkpoint of a run; `video` films the first environment."""
     use_compilation_cache()
-    path, complaints = checkpoint.newest(directory / "checkpoints")
+    path, complaints = checkpoint.newest(directory / "checkpoints", with_replay=False)
     for line in complaints:
         ProgressDisplay(0, 0).say(line)
     count = 1 if video else min(episodes, EVALUATION_ENVS)
@@ -174,9 +175,13 @@ class Run:
         spec, experiment = self.env.spec, self.experiment
         batch = jax.eval_shape(self._probe_batch)
         metrics = jax.eval_shape(self.agent.update, state, batch, self.keys["agent"])[1]
+        try:
+            storage = Storage(experiment.agent.capacity, **replay_arguments(experiment, spec))
+        except MemoryError as error:
+            raise ExperimentError(f"the replay cannot be reserved ({error}); lower --agent.capacity") from None
         return Training(
             env=self.env,
-            storage=Storage(experiment.agent.capacity, **replay_arguments(experiment, spec)),
+            storage=storage,
             observation=None,
             agent=state,
             sampler=jax.jit(self.sampler.init)(self.keys["sampler"]),
@@ -201,16 +206,26 @@ class Run:
 
     def begin(self) -> None:
         self.training = self.fresh()
-        self.directory.mkdir(parents=True)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._lock()
         self._write_config()
         self.restart_environments()
         self._open(metrics_bytes=0)
 
     def resume(self) -> None:
+        saved = json.loads((self.directory / "config.json").read_text())
+        if saved["digest"] != self.experiment.digest():
+            raise ExperimentError(f"{self.directory} is a run of another experiment")
+        self._lock()
+        for name, now in self._versions().items():
+            if saved["versions"].get(name) != now:
+                self.say(f"{name} was {saved['versions'].get(name)} and is {now}: the run may differ from here on")
         self.training = self.fresh()
         checkpoints = self.directory / "checkpoints"
         if not any(checkpoints.glob("[0-9]*")):
             self.say(f"{self.directory} has no checkpoint yet: starting from the beginning")
+            shutil.rmtree(checkpoints, ignore_errors=True)  # transitions of a first checkpoint cut short
+            self._write_config()
             self.restart_environments()
             self._open(metrics_bytes=0)
             return
@@ -220,9 +235,11 @@ class Run:
         snapshot, metrics_bytes = checkpoint.restore(path, self.training)
         t = self.training
         self.saved_step = t.agent_step
-        finished = (self.directory / "summary.json").exists()  # else it was stopped in its last evaluation
-        if t.agent_step >= self.experiment.steps and (finished or t.agent_step > self.experiment.steps):
+        summary = self.directory / "summary.json"  # missing if the run was stopped in its last evaluation
+        beyond = t.agent_step - self.experiment.steps
+        if beyond >= self.env.spec.num_envs or (beyond >= 0 and summary.exists()):
             raise ExperimentError(f"{self.directory} is complete at {t.agent_step} agent steps; give more --steps")
+        summary.unlink(missing_ok=True)  # of the shorter run
         if snapshot is None:
             t.observation = self.env.reset(seed_from(self.keys["environment"], t.agent_step))
         else:
@@ -230,6 +247,18 @@ class Run:
         self._write_config()
         self._open(metrics_bytes)
         self.say(f"resumed {self.directory} at agent step {t.agent_step}")
+
+    def _lock(self) -> None:
+        """Keep every other process out of the directory for as long as this run lasts."""
+        lock = self.stack.enter_context((self.directory / ".lock").open("w"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ExperimentError(f"{self.directory} is in use by another process") from None
+
+    @staticmethod
+    def _versions() -> dict[str, str | None]:
+        return {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
 
     def _open(self, metrics_bytes: int) -> None:
         path = self.directory / "metrics.jsonl"
@@ -242,7 +271,7 @@ class Run:
             "experiment": self.experiment.to_json(),
             "digest": self.experiment.digest(),
             "environment": dataclasses.asdict(self.env.spec),
-            "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+            "versions": self._versions(),
             "devices": [str(device) for device in jax.devices()],
             "git_commit": _git_commit(),
         }
@@ -260,11 +289,13 @@ class Run:
                 self.save()
                 plot_curve(self.directory)
                 raise Interrupted(self.received, self.directory)
-        self.save()
+        with self.speed.excluded():
+            self.save()
         learn_owed(t, self.compiled, self.sampler)  # what the last agent step owes; a continuation does so itself
         jax.block_until_ready(t.agent)
         if not self._due(experiment.log_every):
             self.write_line()
+        self._stop_if_not_finite()
         return self._sum_up()
 
     def boundary(self) -> bool:
@@ -361,7 +392,9 @@ class Run:
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "digest": self.experiment.digest(),
         }
-        checkpoint.write_atomically(self.directory / "summary.json", json.dumps(summary, indent=2))
+        checkpoint.write_atomically(
+            self.directory / "summary.json", json.dumps({key: plain(value) for key, value in summary.items()}, indent=2)
+        )
         return Result(self.directory, t.agent, evaluation, steps_per_second, plot_curve(self.directory), summary)
 
     @contextmanager
@@ -425,7 +458,7 @@ def new_directory(experiment: Experiment) -> Path:
     """Where a new run goes; ExperimentError if something is there already. Creates nothing."""
     if experiment.out is not None:
         directory = Path(experiment.out)
-        if directory.exists():
+        if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
             raise ExperimentError(f"{directory} exists already; go on with --resume {directory}, or give another --out")
         return directory
     name = f"{experiment.env.replace('/', '_')}-{experiment.agent_name}-s{experiment.seed}"
