@@ -37,7 +37,7 @@ class Space:
     action_size: int = 2
 
 
-IMAGES = Space(observation_shape=(12, 12, 2), action_size=3)
+IMAGES = Space("minatar/Probe", (12, 12, 2), action_size=3)
 
 
 def random_batch(space, size=8, seed=0):
@@ -484,7 +484,7 @@ def test_impossible_values_are_refused_by_name(name, value):
     [
         (DQN(), Space("mujoco/Ant-v5", (27,), False, 8), "mujoco/Ant-v5 has 8 continuous ones: use SAC"),
         (DQN(torso="nature"), Space(), r"torso nature needs \[H, W, C\] observations; probe has \[1\]"),
-        (DQN(torso="nature", padding="valid"), IMAGES, "36 pixels; probe has 12 x 12"),
+        (DQN(torso="nature", padding="valid"), IMAGES, "36 pixels; minatar/Probe has 12 x 12"),
         (DQN(random_shift=4), Space(), "random_shift needs"),
         (DQN(intensity=0.05), IMAGES, "intensity needs a torso that reads pixels"),
     ],
@@ -496,15 +496,16 @@ def test_what_an_environment_cannot_have_is_refused(config, space, message):
 
 
 @pytest.mark.parametrize(
-    ("shape", "layers", "hidden"),
+    ("space", "layers", "hidden"),
     [
-        ((84, 84, 4), {"conv_0", "conv_1", "conv_2"}, (7744, 512)),
-        ((10, 10, 4), {"conv_0"}, (1024, 128)),
-        ((5,), set(), (5, 256)),
+        (Space("atari/Pong", (84, 84, 4)), {"conv_0", "conv_1", "conv_2"}, (7744, 512)),
+        (Space("gym/Small", (32, 32, 3)), {"conv_0", "conv_1", "conv_2"}, (1024, 512)),
+        (Space("minatar/Breakout", (10, 10, 4)), {"conv_0"}, (1024, 128)),
+        (Space("gym/Vector", (5,)), set(), (5, 256)),
     ],
 )
-def test_torso_follows_the_observation(shape, layers, hidden):
-    agent = DQN().build(Space(observation_shape=shape))
+def test_torso_follows_the_environment(space, layers, hidden):
+    agent = DQN().build(space)
     parameters = jax.eval_shape(agent.init, KEY).critic.params["params"]
     assert set(parameters.get("torso", {})) == layers
     assert parameters["hidden"]["dense_0"]["kernel"].shape == hidden
