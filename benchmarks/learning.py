@@ -61,6 +61,7 @@ def plot(curves: list[Curve], path: Path) -> None:
     """A panel per task; a thin line per seed, a thick one for their mean."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
     groups = grouped(curves)
     envs = sorted({env for env, _ in groups})
@@ -76,6 +77,7 @@ def plot(curves: list[Curve], path: Path) -> None:
             means = np.mean([[value for _, value in member.points] for member in members], axis=0)
             axes.plot(steps, means, color=colour, label=f"{agent}, {len(members)} seeds", linewidth=2)
         axes.set(title=env, xlabel="agent steps", ylabel="evaluation return")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     figure.savefig(path)
