@@ -61,13 +61,14 @@ def cut_after(directory: Path, step: int) -> None:
     [
         (DQN_SMALL, "minatar/Breakout", {"num_envs": 2}),
         (DQN(**{**vars(DQN_SMALL), "n_step": 3}), "gym/CartPole-v1", {}),
-        (
+        pytest.param(
             DQN(**{**vars(DQN_SMALL), "double": True, "dueling": True}),
             "atari/Pong",
             {"steps": 300, "checkpoint_every": 150},
+            marks=pytest.mark.slow,
         ),
         (SAC_SMALL, "gym/Pendulum-v1", {"sync": True}),
-        (SAC_SMALL, "gym/Hopper-v5", {"num_envs": 2}),
+        pytest.param(SAC_SMALL, "gym/Hopper-v5", {"num_envs": 2}, marks=pytest.mark.slow),
         (SAC_SMALL, "mujoco/Hopper-v5", {}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
