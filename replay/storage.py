@@ -1,6 +1,7 @@
 """Where transitions live on the host: rings of NumPy columns, image frames stored once, n-step returns on the way in."""
 
 import os
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,48 +26,75 @@ class Memory(NamedTuple):
     worst_case: int  # with episodes of one agent step, each of which needs two frames
 
 
-class _Layout(NamedTuple):
-    columns: dict[str, np.dtype[Any]]  # one ring each
-    frame: np.dtype[Any] | None  # of the frame pool; None where observations are stored as they are
-    frames: int  # most frames that can be in use at once
+@dataclass(frozen=True)
+class Layout:
+    """What a transition is made of, and how transitions come; the options that `Storage` and `memory` share.
 
+    observation_shape, observation_dtype: of one environment. With `frame_stack` S > 1 an observation is S frames along
+        the last axis, oldest first; a frame is stored once and transitions refer to it, so that every written slot is
+        a whole transition.
+    n_step: a transition spans m = n_step agent steps, or fewer where its episode ended. Its reward is the sum of
+        gamma^k r_k for k < m (accumulated in float64, stored as float32) and its discount gamma^m, or 0 if the episode
+        terminated. Each agent step begins exactly one transition. (Sutton & Barto, 2018, eq. 7.1.)
 
-def _layout(
-    capacity: int,
-    observation_shape: tuple[int, ...],
-    observation_dtype: DTypeLike,
-    frame_stack: int,
-    action_shape: tuple[int, ...],
-    action_dtype: DTypeLike,
-    num_envs: int,
-    n_step: int,
-) -> _Layout:
-    for name, value in (("frame_stack", frame_stack), ("num_envs", num_envs), ("n_step", n_step)):
-        if value < 1:
-            raise ValueError(f"replay: {name} must be at least 1, not {value}")
-    # Between two writes that refer to one frame lie fewer writes than this, so a frame that is still needed is never freed.
-    least = num_envs * (2 * n_step - 1)
-    if capacity < least:
-        raise ValueError(f"replay: capacity must be at least num_envs * (2 * n_step - 1) = {least}, not {capacity}")
+    ValueError for sizes below 1 and for a last axis that `frame_stack` does not divide.
+    """
 
-    columns = {
-        "action": np.dtype((action_dtype, action_shape)),
-        "reward": np.dtype(np.float32),
-        "discount": np.dtype(np.float32),
-    }
-    if frame_stack == 1:
-        observation = np.dtype((observation_dtype, observation_shape))
-        return _Layout({"observation": observation, "next_observation": observation, **columns}, None, 0)
-    if not observation_shape or observation_shape[-1] % frame_stack:
-        raise ValueError(
-            f"replay: {frame_stack} frames do not divide the last axis of observations {observation_shape}"
-        )
-    # The first frame_stack references are the observation, the last the next observation; one step apart they overlap.
-    references = frame_stack + 1 if n_step == 1 else 2 * frame_stack
-    frame = np.dtype((observation_dtype, (*observation_shape[:-1], observation_shape[-1] // frame_stack)))
-    # Two frames for each transition, written or pending, and what the running episodes' stacks reach back to.
-    frames = 2 * (capacity + num_envs * n_step) + num_envs * (frame_stack + 2)
-    return _Layout({"references": np.dtype((np.int32, (references,))), **columns}, frame, frames)
+    observation_shape: tuple[int, ...]
+    observation_dtype: DTypeLike  # as its name, once made
+    _: KW_ONLY
+    frame_stack: int = 1
+    action_shape: tuple[int, ...] = ()
+    action_dtype: DTypeLike = "int32"
+    num_envs: int = 1
+    n_step: int = 1
+    gamma: float = 0.99
+
+    def __post_init__(self) -> None:
+        for name in ("frame_stack", "num_envs", "n_step"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"replay: {name} must be at least 1, not {getattr(self, name)}")
+        for name in ("observation_dtype", "action_dtype"):
+            object.__setattr__(self, name, np.dtype(getattr(self, name)).name)
+        shape, stack = self.observation_shape, self.frame_stack
+        if stack > 1 and (not shape or shape[-1] % stack):
+            raise ValueError(f"replay: {stack} frames do not divide the last axis of observations {shape}")
+
+    @property
+    def columns(self) -> dict[str, np.dtype[Any]]:
+        """Of a transition, by name; `references` stand for observations where frames are shared."""
+        columns = {
+            "action": np.dtype((self.action_dtype, self.action_shape)),
+            "reward": np.dtype(np.float32),
+            "discount": np.dtype(np.float32),
+        }
+        if self.frame_stack > 1:
+            # The first frame_stack references are the observation, the last the next; one step apart they overlap.
+            references = self.frame_stack + 1 if self.n_step == 1 else 2 * self.frame_stack
+            return {"references": np.dtype((np.int32, (references,))), **columns}
+        observation = np.dtype((self.observation_dtype, self.observation_shape))
+        return {"observation": observation, "next_observation": observation, **columns}
+
+    @property
+    def frame(self) -> np.dtype[Any] | None:
+        """None where observations are stored as they are."""
+        if self.frame_stack == 1:
+            return None
+        *height_and_width, channels = self.observation_shape
+        return np.dtype((self.observation_dtype, (*height_and_width, channels // self.frame_stack)))
+
+    def frames(self, capacity: int) -> int:
+        """Most frames that can be in use at once."""
+        if self.frame_stack == 1:
+            return 0
+        # Two frames for each transition, written or pending, and what the running episodes' stacks reach back to.
+        return 2 * (capacity + self.num_envs * self.n_step) + self.num_envs * (self.frame_stack + 2)
+
+    def check_capacity(self, capacity: int) -> None:
+        # Between two writes that refer to one frame lie fewer writes than this, so a frame still needed is never freed.
+        least = self.num_envs * (2 * self.n_step - 1)
+        if capacity < least:
+            raise ValueError(f"replay: capacity must be at least num_envs * (2 * n_step - 1) = {least}, not {capacity}")
 
 
 def memory(
@@ -74,23 +102,20 @@ def memory(
     observation_shape: tuple[int, ...],
     observation_dtype: DTypeLike,
     *,
-    frame_stack: int = 1,
-    action_shape: tuple[int, ...] = (),
-    action_dtype: DTypeLike = "int32",
-    num_envs: int = 1,
-    n_step: int = 1,
-    gamma: float = 0.99,
+    count_draws: bool = False,
+    **options: Any,
 ) -> Memory:
     """What a `Storage` built with the same arguments will occupy; allocates nothing. ValueError as for `Storage`."""
-    layout = _layout(
-        capacity, observation_shape, observation_dtype, frame_stack, action_shape, action_dtype, num_envs, n_step
-    )
-    rings = capacity * sum(column.itemsize for column in layout.columns.values())
+    layout = Layout(observation_shape, observation_dtype, **options)
+    layout.check_capacity(capacity)
+    row = sum(column.itemsize for column in layout.columns.values()) + np.dtype(np.bool_).itemsize  # begins
+    rings = capacity * (row + count_draws * np.dtype(np.int32).itemsize)
     if layout.frame is None:
         return Memory(rings, rings)
-    fixed = rings + layout.frames * np.dtype(np.int64).itemsize  # a stamp for each frame
-    expected_frames = layout.frames - capacity + capacity // EXPECTED_EPISODE_LENGTH
-    return Memory(fixed + expected_frames * layout.frame.itemsize, fixed + layout.frames * layout.frame.itemsize)
+    frames = layout.frames(capacity)
+    fixed = rings + frames * np.dtype(np.int64).itemsize  # a stamp for each frame
+    expected_frames = frames - capacity + capacity // EXPECTED_EPISODE_LENGTH
+    return Memory(fixed + expected_frames * layout.frame.itemsize, fixed + frames * layout.frame.itemsize)
 
 
 def available_memory() -> int:
@@ -164,17 +189,42 @@ class _Complete(NamedTuple):
     reward: Array
 
 
+class _Draws:
+    """How often each slot was drawn in its present life, and how often in the lives that are over."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.of_slot = np.zeros(capacity, np.int32)
+        self.finished = np.zeros(0, np.int64)  # lives by number of draws
+        self.first = np.iinfo(np.int64).max  # number of the first transition whose life is counted
+
+    def count(self, slots: NDArray[np.intp], written: int) -> None:
+        self.first = min(self.first, max(written, self.capacity))
+        np.add.at(self.of_slot, slots, 1)
+
+    def overwrite(self, where: Any, numbers: NDArray[np.int64]) -> None:
+        """Transitions `numbers` are being written to the slots `where`."""
+        over = np.bincount(self.of_slot[where][numbers - self.capacity >= self.first], minlength=len(self.finished))
+        over[: len(self.finished)] += self.finished
+        self.finished = over
+        self.of_slot[where] = 0
+
+    @property
+    def state(self) -> Columns:
+        return {"of_slot": self.of_slot.copy(), "finished": self.finished, "first": np.array(self.first)}
+
+    def restore(self, state: Columns) -> None:
+        self.of_slot[:] = state["of_slot"]
+        self.finished, self.first = state["finished"], int(state["first"])
+
+
 class Storage:
     """The last `capacity` transitions of `num_envs` environments; transition number w is in slot w % capacity.
 
-    observation_shape, observation_dtype: of one environment. With `frame_stack` S > 1 an observation is S frames along
-        the last axis, oldest first; a frame is stored once and transitions refer to it, so that every written slot is
-        a whole transition.
-    n_step: a transition spans m = n_step agent steps, or fewer where its episode ended. Its reward is the sum of
-        gamma^k r_k for k < m (accumulated in float64, stored as float32) and its discount gamma^m, or 0 if the episode
-        terminated. Each agent step begins exactly one transition. (Sutton & Barto, 2018, eq. 7.1.)
+    options: the fields of `Layout` from `frame_stack` on.
+    count_draws: count how often `gather` is asked for each transition, for `lifetime_draws`.
 
-    ValueError for sizes below 1 and for a capacity below num_envs * (2 * n_step - 1).
+    ValueError as for `Layout`, and for a capacity below num_envs * (2 * n_step - 1).
     """
 
     def __init__(
@@ -183,33 +233,32 @@ class Storage:
         observation_shape: tuple[int, ...],
         observation_dtype: DTypeLike,
         *,
-        frame_stack: int = 1,
-        action_shape: tuple[int, ...] = (),
-        action_dtype: DTypeLike = "int32",
-        num_envs: int = 1,
-        n_step: int = 1,
-        gamma: float = 0.99,
+        count_draws: bool = False,
+        **options: Any,
     ) -> None:
-        layout = _layout(
-            capacity, observation_shape, observation_dtype, frame_stack, action_shape, action_dtype, num_envs, n_step
-        )
+        self.layout = layout = Layout(observation_shape, observation_dtype, **options)
+        layout.check_capacity(capacity)
         self.capacity = capacity
         self.written = 0  # transitions ever written
         self._oldest = 0  # the first transition this ring ever held
         self._columns = {name: np.zeros(capacity, dtype) for name, dtype in layout.columns.items()}
-        self._stack = frame_stack
+        self._begins = np.zeros(capacity, np.bool_)  # whether the transition is the first of an episode
+        self._draws = _Draws(capacity) if count_draws else None
+        self._stack = layout.frame_stack
         # Zeros that were never touched cost no memory: resident are the frames that were in use at once.
-        self._pool = None if layout.frame is None else np.zeros(layout.frames, layout.frame)
+        frames = layout.frames(capacity)
+        self._pool = None if layout.frame is None else np.zeros(frames, layout.frame)
         # Per frame: number of the last transition written that refers to it; HELD before the first; FREE.
-        self._stamp = np.full(layout.frames, FREE)
+        self._stamp = np.full(frames, FREE)
         self._free: list[int] = []  # freed frames, reused last first, before any frame from `_top` on
         self._top = 0
 
         # Observations below are in stored form: references [S] where frames are shared, else the observation itself.
-        observation = np.dtype((np.int32, (frame_stack,))) if layout.frame else layout.columns["observation"]
+        observation = np.dtype((np.int32, (self._stack,))) if layout.frame else layout.columns["observation"]
         self._running = False
-        self._current = np.zeros(num_envs, observation)
-        self._windows = _Windows(num_envs, n_step, observation, layout.columns["action"], gamma)
+        self._current = np.zeros(layout.num_envs, observation)
+        self._length = np.zeros(layout.num_envs, np.int64)  # agent steps of the running episodes
+        self._windows = _Windows(layout.num_envs, layout.n_step, observation, layout.columns["action"], layout.gamma)
 
     def __len__(self) -> int:
         return self.written - self._first
@@ -218,6 +267,17 @@ class Storage:
     def frames_in_use(self) -> int:
         """Distinct frames that written transitions and running episodes refer to; 0 where none are shared."""
         return self._top - len(self._free)
+
+    @property
+    def lifetime_draws(self) -> NDArray[np.int64]:
+        """h[k]: how many transitions were drawn k times between being written and being overwritten.
+
+        Counted are lives in the steady state: of transitions written after the first draw and into a full ring, and
+        overwritten by now. ValueError without `count_draws`.
+        """
+        if self._draws is None:
+            raise ValueError("replay: built without count_draws")
+        return self._draws.finished.copy()
 
     @property
     def _first(self) -> int:
@@ -250,11 +310,13 @@ class Storage:
         terminated = np.asarray(terminated, np.bool_)
         ended = terminated | truncated
         reached = final_observation if self._pool is None else self._extended(final_observation)
+        self._length += 1
         complete = self._windows.step(self._current, np.asarray(action), np.asarray(reward), ended)
         slots = self._write(complete, terminated, reached)
         self._current[:] = reached
         if ended.any():
             self._current[ended] = self._started(observation[ended])
+            self._length[ended] = 0
         return slots
 
     def end(self) -> NDArray[np.int32]:
@@ -265,6 +327,7 @@ class Storage:
         slots = self._write(self._windows.flush(everywhere), ~everywhere, self._current)
         if self._pool is not None:
             self._release(self._current[self._stamp[self._current] == HELD])
+        self._length[:] = 0
         self._running = False
         return slots
 
@@ -276,6 +339,8 @@ class Storage:
         n_step 1 they overlap, L = S + 1; otherwise L = 2 S). Slots must have been written.
         """
         slots = np.asarray(slots, np.intp)
+        if self._draws is not None:
+            self._draws.count(slots, self.written)
         columns = {name: column.take(slots, axis=0) for name, column in self._columns.items()}
         if self._pool is not None:
             columns["frames"] = self._pool.take(columns.pop("references"), axis=0)
@@ -289,7 +354,7 @@ class Storage:
         if not self._first <= start <= stop <= self.written:
             raise ValueError(f"replay: holds transitions {self._first} to {self.written}, not {start} to {stop}")
         slots = np.arange(start, stop) % self.capacity
-        segment = {name: column.take(slots, axis=0) for name, column in self._columns.items()}
+        segment = {name: column.take(slots, axis=0) for name, column in self._rings.items()}
         segment["start"] = np.array(start)
         if self._pool is not None:
             segment |= self._frames(segment["references"])
@@ -304,13 +369,14 @@ class Storage:
         start = int(segment["start"])
         if self._running or start < self.written:
             raise ValueError(f"replay: transition {self.written} is next, with no episode running, not {start}")
-        for name, column in self._columns.items():
-            if segment[name].shape[1:] != column.shape[1:] or segment[name].dtype != column.dtype:
+        for name, column in self._rings.items():
+            saved = segment.get(name)
+            if saved is None or saved.shape[1:] != column.shape[1:] or saved.dtype != column.dtype:
                 raise ValueError(f"replay: the saved {name} does not fit this replay")
         if start > self.written:
             self._oldest = start
         numbers = np.arange(start, start + len(segment["reward"]))
-        for name, column in self._columns.items():
+        for name, column in self._rings.items():
             column[numbers % self.capacity] = segment[name]
         self.written = start + len(numbers)
         if self._pool is not None:
@@ -319,14 +385,17 @@ class Storage:
             self._find_free()
 
     def pending(self) -> Columns:
-        """What `export` leaves out: the running episodes' observations and unfinished windows, as plain arrays."""
+        """What `export` leaves out, as plain arrays: the running episodes, unfinished windows and counts of draws."""
         pending = {
             "first": np.array(self._first),
             "written": np.array(self.written),
             "running": np.array(self._running),
         }
         pending["current"] = self._current.copy()
+        pending["length"] = self._length.copy()
         pending |= {f"window_{name}": values.copy() for name, values in self._windows.state.items()}
+        if self._draws is not None:
+            pending |= {f"draws_{name}": values for name, values in self._draws.state.items()}
         if self._pool is not None:
             pending |= self._frames(self._references_held())
         return pending
@@ -338,13 +407,20 @@ class Storage:
             raise ValueError(f"replay: needs transitions {there[0]} to {there[1]} loaded, not {here[0]} to {here[1]}")
         self._running = bool(pending["running"])
         self._current[:] = pending["current"]
+        self._length[:] = pending["length"]
         for name, values in self._windows.state.items():
             values[:] = pending[f"window_{name}"]
+        if self._draws is not None:
+            self._draws.restore({name: pending[f"draws_{name}"] for name in self._draws.state})
         if self._pool is not None:
             self._restore_frames(pending)
             held = self._references_held()
             self._stamp[held] = np.where(self._in_use(self._stamp[held]), self._stamp[held], HELD)
             self._find_free()
+
+    @property
+    def _rings(self) -> Columns:
+        return {**self._columns, "begins": self._begins}
 
     def _write(self, complete: _Complete, terminated: NDArray[np.bool_], reached: Array) -> NDArray[np.int32]:
         """Write windows that end with the observation `reached` of their environment."""
@@ -369,6 +445,9 @@ class Storage:
         columns["action"][where] = complete.action
         columns["reward"][where] = complete.reward
         columns["discount"][where] = self._windows.discount[complete.length] * ~terminated[env]
+        self._begins[where] = complete.length == self._length[env]
+        if self._draws is not None:
+            self._draws.overwrite(where, numbers)
         self.written += count
         return slots
 

@@ -51,22 +51,26 @@ class Naive:
         self.capacity, self.n_step = capacity, n_step
         self.open = [[] for _ in range(num_envs)]
         self.transitions = []
+        self.starts = []  # of transitions: does an episode begin with it
 
     def begin(self, observation):
         self.current = observation
+        self.fresh = [True] * len(self.open)
 
     def emit(self, env, terminated, reached):
         steps = self.open[env]
-        observation, action, _ = steps[0]
-        reward = sum(GAMMA**k * float(r) for k, (_, _, r) in enumerate(steps))
+        observation, action, _, start = steps[0]
+        reward = sum(GAMMA**k * float(step[2]) for k, step in enumerate(steps))
         discount = 0.0 if terminated else GAMMA ** len(steps)
         self.transitions.append((observation, action, reward, discount, reached))
+        self.starts.append(start)
         steps.pop(0)
 
     def add(self, action, reward, terminated, truncated, final_observation, observation):
         before = len(self.transitions)
         for env in range(len(action)):
-            self.open[env].append((self.current[env], action[env], reward[env]))
+            self.open[env].append((self.current[env], action[env], reward[env], self.fresh[env]))
+            self.fresh[env] = terminated[env] or truncated[env]
             while len(self.open[env]) == self.n_step or (self.open[env] and (terminated[env] or truncated[env])):
                 self.emit(env, terminated[env], final_observation[env])
         self.current = observation
@@ -168,6 +172,8 @@ def test_every_live_slot_equals_the_naive_storage(case, ends):
         assert storage.written == len(naive.transitions)
         if agent_step % 6 == 5:
             assert_same_content(storage, case["stack"], naive.columns())
+            exported = storage.export(naive.first(), storage.written)
+            assert exported["begins"].tolist() == naive.starts[naive.first() :]
             if case["stack"] > 1:
                 assert storage.frames_in_use == len(naive.frames(case["stack"], running=True))
 
@@ -386,15 +392,92 @@ def test_continuous_actions_and_vector_observations():
     assert decode(columns, 1) is columns
 
 
+def plain_storage(capacity, **options):
+    """Of one environment, with an observation that stays 0; the second result makes one agent step."""
+    storage, zero = Storage(capacity, (1,), "float32", **options), np.zeros((1, 1))
+    storage.begin(zero)
+    return storage, lambda: storage.add([0], [0.0], [False], [False], zero, zero)
+
+
+def test_draws_are_counted_over_whole_lives_in_the_steady_state():
+    storage, step = plain_storage(3, count_draws=True)
+    for _ in range(5):  # transitions 0 to 4; the first draw comes after them, so these lives do not count
+        step()
+    storage.gather([0, 1, 2, 2])
+    assert storage.lifetime_draws.tolist() == []
+    for _ in range(3):  # 5, 6 and 7 end lives that began before the first draw
+        step()
+    storage.gather([2, 2, 0])  # slot 2 holds transition 5, slot 0 transition 6
+    assert storage.lifetime_draws.tolist() == []
+    step()  # 8 ends transition 5
+    assert storage.lifetime_draws.tolist() == [0, 0, 1]
+    storage.gather([1, 1, 1, 0])
+    step()  # 9 ends 6
+    step()  # 10 ends 7
+    step()  # 11 ends 8
+    assert storage.lifetime_draws.tolist() == [1, 0, 2, 1]
+
+
+def test_lives_that_began_before_the_ring_was_full_are_not_counted():
+    storage, step = plain_storage(4, count_draws=True)
+    step()
+    storage.gather([0])  # learning starts with the first transition
+    for _ in range(7):
+        step()
+    assert storage.lifetime_draws.tolist() == []
+    step()  # transition 8 ends 4, the first written into a full ring
+    assert storage.lifetime_draws.tolist() == [1]
+    with pytest.raises(ValueError, match="without count_draws"):
+        _ = plain_storage(4)[0].lifetime_draws
+
+
+def test_draws_of_uniform_sampling_have_the_variance_of_a_poisson_distribution():
+    """Mean and variance are batch size / period, here 8 / 2; learning starts before the ring is full."""
+    storage, step = plain_storage(200, count_draws=True)
+    random = np.random.default_rng(0)
+    for agent_step in range(10_000):
+        step()
+        if agent_step > 100 and agent_step % 2 == 0:
+            storage.gather(random.integers(len(storage), size=8))
+    lives = storage.lifetime_draws
+    assert lives.sum() == 10_000 - 200 - 200
+    draws = np.repeat(np.arange(len(lives)), lives)
+    assert draws.mean() == pytest.approx(4, rel=0.02)
+    assert draws.var() == pytest.approx(4, rel=0.06)
+
+
+def test_counts_of_draws_survive_a_restore():
+    def live_on(storage, step, seed):
+        random = np.random.default_rng(seed)
+        for _ in range(40):
+            step()
+            storage.gather(random.integers(len(storage), size=5))
+
+    storage, step = plain_storage(10, count_draws=True)
+    live_on(storage, step, 0)
+    restored, step_restored = plain_storage(10, count_draws=True)
+    restored.end()
+    restored.load(storage.export(30, 40))
+    restored.restore_pending(storage.pending())
+    np.testing.assert_array_equal(restored.lifetime_draws, storage.lifetime_draws)
+    live_on(storage, step, 1)
+    live_on(restored, step_restored, 1)
+    assert storage.lifetime_draws.sum() == 80 - 10 - 10
+    np.testing.assert_array_equal(restored.lifetime_draws, storage.lifetime_draws)
+
+
 def test_memory():
     atari = memory(1_000_000, (84, 84, 4), "uint8", frame_stack=4)
     frames = 84 * 84 * 1_000_000
-    rest = (5 * 4 + 4 + 4 + 4) * 1_000_000 + 8 * 2_000_000  # references, action, reward, discount; stamps
+    # references, action, reward, discount, whether an episode begins; stamps
+    rest = (5 * 4 + 4 + 4 + 4 + 1) * 1_000_000 + 8 * 2_000_000
     assert frames + rest < atari.expected <= 7.3e9
     assert atari.worst_case == pytest.approx(2 * frames + rest, rel=1e-4)
-    row = 4 * (17 + 17 + 6 + 1 + 1)
-    half_cheetah = memory(1000, (17,), "float32", action_shape=(6,), action_dtype="float32", num_envs=4, n_step=3)
-    assert half_cheetah == (1000 * row, 1000 * row)
+    row = 4 * (17 + 17 + 6 + 1 + 1) + 1
+    options = {"action_shape": (6,), "action_dtype": "float32", "num_envs": 4, "n_step": 3}
+    assert memory(1000, (17,), "float32", **options) == (1000 * row, 1000 * row)
+    counted = memory(1000, (17,), "float32", count_draws=True, **options)
+    assert counted == (1000 * (row + 4), 1000 * (row + 4))
     assert 2**20 < available_memory() < 2**50
 
 
