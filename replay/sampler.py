@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 SamplerState = Any  # a PyTree; the random key lives in it
 
@@ -12,14 +13,47 @@ class Sampler(NamedTuple):
     """Pure, usable under jit, vmap and scan; `capacity` slots numbered from 0.
 
     init(key) -> state
-    add(state, slots [N] int32) -> state: slots just written, in the order written. Negative entries are padding and are
-        skipped, so that a caller can keep N fixed and its jitted functions traced once.
+    add(state, slots [N] int32) -> state: slots just written, in the order written; each slot at most once a call.
+        Slots must first be written in the order 0, 1, 2, ..., as a ring does; later rounds may come in any order.
+        Negative entries are padding and are skipped, so that a caller can keep N fixed and its jitted functions
+        traced once.
     sample(state, batch_size) -> (state, slots [B] int32, weights [B] float32); ValueError on an empty buffer when
         called outside jit (inside, the caller vouches for at least one written slot).
-    update(state, slots [B], priorities [B]) -> state; a no-op where priorities do not exist.
+    update(state, slots [B], priorities [B]) -> state; `no_priorities` where they do not exist. Padding as in `add`.
+
+    Arithmetic is in JAX's default float type: single precision, or double where JAX runs with x64.
     """
 
     init: Callable[[jax.Array], SamplerState]
     add: Callable[[SamplerState, jax.Array], SamplerState]
     sample: Callable[[SamplerState, int], tuple[SamplerState, jax.Array, jax.Array]]
     update: Callable[[SamplerState, jax.Array, jax.Array], SamplerState]
+
+
+def no_priorities(state: SamplerState, slots: jax.Array, priorities: jax.Array) -> SamplerState:
+    """The `update` of samplers that know none."""
+    return state
+
+
+def check_capacity(name: str, capacity: int) -> None:
+    if capacity < 1:
+        raise ValueError(f"{name}: capacity must be at least 1, not {capacity}")
+
+
+def refuse_empty(name: str, written: jax.Array) -> None:
+    """ValueError if nothing has been added; what is traced cannot be looked at."""
+    if not isinstance(written, jax.core.Tracer) and not written.any():
+        raise ValueError(f"{name}: cannot sample, nothing has been added yet")
+
+
+def count_written(count: jax.Array, slots: jax.Array) -> jax.Array:
+    """() int32: slots 0 .. count - 1 hold a transition once `slots` are written; padding never raises the maximum."""
+    return jnp.maximum(count, jnp.max(jnp.asarray(slots, jnp.int32), initial=-1) + 1)
+
+
+def is_first(values: jax.Array) -> jax.Array:
+    """[B] bool: no equal value stands before this one."""
+    order = jnp.argsort(values, stable=True)
+    ordered = values[order]
+    again = jnp.concatenate([jnp.zeros(1, bool), ordered[1:] == ordered[:-1]])
+    return jnp.zeros(len(values), bool).at[order].set(~again)
