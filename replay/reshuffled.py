@@ -1,6 +1,7 @@
 """Random reshuffling (RR-C): every slot once an epoch, in a new random order each epoch."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +61,8 @@ def reshuffled(capacity: int, skip_next_write: bool = False) -> Sampler:
             position = jnp.where(slot >= 0, (slot + 1) % capacity, state.position)
             return state.replace(order=order, passed=state.passed + missed, count=count + new, position=position)
 
-        return jax.lax.fori_loop(0, slots.size, join, state)
+        joined: ReshuffledState = jax.lax.fori_loop(0, slots.size, join, state)
+        return joined
 
     def take(
         state: ReshuffledState, slots: jax.Array, filled: jax.Array
@@ -72,7 +74,7 @@ def reshuffled(capacity: int, skip_next_write: bool = False) -> Sampler:
             ahead, dropped, dropped_at = _without(state, batch_size)
         else:
             ahead = state.order[jnp.minimum(state.passed + index, capacity - 1)]
-            dropped, dropped_at = False, batch_size
+            dropped, dropped_at = jnp.bool_(False), jnp.int32(batch_size)
         taken = jnp.minimum(wanted, left - dropped)
         # a turn is lost when the draws go past it
         consumed = jnp.where(taken < wanted, left, taken + (dropped_at < taken))
@@ -115,15 +117,16 @@ def _without(state: ReshuffledState, size: int) -> tuple[jax.Array, jax.Array, j
 def shuffle_prefix(key: jax.Array, order: jax.Array, count: jax.Array) -> jax.Array:
     """`order` [N] with its first `count` entries in random order; the cost goes with `count`, not with N."""
     capacity = len(order)
-    sizes = [
-        min(SHUFFLE_GROWTH**power, capacity) for power in range(1, math.ceil(math.log(capacity, SHUFFLE_GROWTH)) + 1)
-    ]
+    sizes = [1]
+    while sizes[-1] < capacity:
+        sizes.append(min(SHUFFLE_GROWTH * sizes[-1], capacity))
 
-    def shuffle(size: int, key: jax.Array, order: jax.Array) -> jax.Array:
+    def shuffle(size: int, order: jax.Array) -> jax.Array:
         return order.at[:size].set(_shuffle(key, order[:size], count))
 
-    branches = [lambda key, order, size=size: shuffle(size, key, order) for size in sizes or [capacity]]
-    return jax.lax.switch(jnp.searchsorted(jnp.array(sizes or [capacity]), count), branches, key, order)
+    enough = jnp.searchsorted(jnp.array(sizes), count)
+    shuffled: jax.Array = jax.lax.switch(enough, [partial(shuffle, size) for size in sizes], order)
+    return shuffled
 
 
 def _shuffle(key: jax.Array, values: jax.Array, count: jax.Array) -> jax.Array:
@@ -144,4 +147,5 @@ def _shuffle(key: jax.Array, values: jax.Array, count: jax.Array) -> jax.Array:
         words = jnp.where(place < count, words, jnp.uint32(0xFFFFFFFF << place_bits & 0xFFFFFFFF) | place)
         return values[(jnp.sort(words) & jnp.uint32((1 << place_bits) - 1)).astype(jnp.int32)]
 
-    return jax.lax.fori_loop(0, math.ceil(2 * place_bits / random_bits), one_pass, values)
+    shuffled: jax.Array = jax.lax.fori_loop(0, math.ceil(2 * place_bits / random_bits), one_pass, values)
+    return shuffled
