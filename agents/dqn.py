@@ -1,4 +1,4 @@
-"""DQN and its family: double, dueling, n-step, C51 and DrQ(eps), each a field of one config."""
+"""DQN and its family: double, dueling, n-step, C51, LAP and DrQ(eps), each a field of one config."""
 
 import math
 import operator
@@ -29,11 +29,12 @@ from .networks import (
     scaled,
 )
 
-Loss = Literal["huber", "mse"]
+Loss = Literal["huber", "mse", "lap"]
 Distribution = Literal["none", "c51"]
 Torso = Literal["auto", "nature", "impala", "minatar", "mlp"]
 Padding = Literal["same", "valid"]
-Initialiser = Literal["xavier", "lecun", "rainbow"]
+Initialiser = Literal["xavier", "lecun", "rainbow", "pytorch"]
+Optimizer = Literal["adam", "rmsprop"]
 
 # Units after a torso: Dopamine (nature, impala), Young & Tian 2019 (minatar), our choice (mlp; Dopamine has 512, 512)
 TORSO_HIDDEN = {"nature": (512,), "impala": (512,), "minatar": (128,), "mlp": (256, 256)}
@@ -42,6 +43,7 @@ INITIALISERS: dict[str, Initializer] = {
     "xavier": nn.initializers.xavier_uniform(),
     "lecun": nn.initializers.lecun_normal(),
     "rainbow": nn.initializers.variance_scaling(1 / math.sqrt(3), "fan_in", "uniform"),
+    "pytorch": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),  # within 1 / sqrt(fan_in)
 }
 
 
@@ -57,6 +59,7 @@ class DQN:
     double: bool = False  # the online network chooses the action to bootstrap from; van Hasselt et al. (2016), eq. 4
     dueling: bool = False  # value and advantage heads; Wang et al. (2016), eq. 9
     loss: Loss = "huber"  # of a temporal-difference error; mse is its square, without 1/2. C51 has its cross entropy
+    lap_threshold: float = 0.01  # |error| where lap turns linear, and the sampler's minimum; Fujimoto et al. (2020)
     distribution: Distribution = "none"  # c51: a categorical distribution of returns; Bellemare et al. (2017)
     atoms: int = 51  # of the distribution's support; Bellemare et al. (2017)
     v_min: float = -10.0  # lowest return of the support
@@ -66,8 +69,11 @@ class DQN:
     width: float = 1.0  # multiplies every layer's units, rounded up
     initialiser: Initialiser = "xavier"  # of every kernel: Dopamine's DQN xavier, its C51 rainbow, CleanRL lecun
     hidden: tuple[int, ...] | None = None  # units of the dense layers after the torso; None is the torso's own
-    learning_rate: float = 6.25e-5  # of Adam
+    optimizer: Optimizer = "adam"  # rmsprop is centred, as Mnih et al. (2015) have it
+    learning_rate: float = 6.25e-5  # of the optimizer
     adam_eps: float = 1.5e-4  # of Adam
+    rmsprop_decay: float = 0.95  # of RMSprop's two moments; Mnih et al. (2015)
+    rmsprop_eps: float = 1e-5  # of RMSprop, beside the root; Fujimoto et al. (2020)
     max_grad_norm: float | None = None  # clip the gradient's global norm to this; None does not
     target_period: int = 2000  # gradient steps; Dopamine's 8000 agent steps at an update every 4; scale it with replay_ratio to keep that
     tau: float = 1.0  # share of the online parameters that a target update takes over; 1 copies
@@ -90,6 +96,7 @@ class DQN:
             ("torso", Torso),
             ("padding", Padding),
             ("initialiser", Initialiser),
+            ("optimizer", Optimizer),
         ):
             value, known = getattr(self, name), get_args(choices)
             require(value in known, name, value, f"one of {', '.join(known)}")
@@ -100,6 +107,9 @@ class DQN:
         for name in ("random_shift", "intensity", "warmup"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "zero or more")
         require(self.tau <= 1, "tau", self.tau, "at most 1")
+        require(0 <= self.rmsprop_decay < 1, "rmsprop_decay", self.rmsprop_decay, "in [0, 1)")
+        lap_fits = self.loss != "lap" or self.distribution == "none"
+        require(lap_fits, "loss", self.loss, f"huber or mse beside distribution {self.distribution}")
         require(self.atoms > 1, "atoms", self.atoms, "2 or more")
         require(self.v_min < self.v_max, "v_min", self.v_min, f"below v_max ({self.v_max})")
         require(all(size > 0 for size in self.hidden or ()), "hidden", self.hidden, "positive sizes")
@@ -113,8 +123,8 @@ class DQN:
 
 
 _POSITIVE = (
-    *("n_step", "width", "learning_rate", "adam_eps", "target_period", "tau", "epsilon_decay_steps"),
-    *("batch_size", "replay_ratio", "capacity"),
+    *("n_step", "lap_threshold", "width", "learning_rate", "adam_eps", "rmsprop_eps", "target_period", "tau"),
+    *("epsilon_decay_steps", "batch_size", "replay_ratio", "capacity"),
 )
 
 
@@ -182,6 +192,24 @@ def td_error(
     return jax.lax.stop_gradient(target) - q_tm1[a_tm1]
 
 
+def td_loss(config: DQN, error: jax.Array, weight: jax.Array) -> jax.Array:
+    """Loss of each temporal-difference error; error, weight: [B] -> [B].
+
+    lap (Fujimoto et al., 2020, arXiv 2007.06049) is Huber's loss whose slope stays `lap_threshold` beyond that error.
+    Sampling in proportion to max(|error|, lap_threshold)^alpha is part of it, so importance weights are left out. Their
+    code omits the constant that joins the two pieces: the value differs, the gradient does not.
+    """
+    loss: jax.Array
+    match config.loss:
+        case "lap":
+            loss = optax.huber_loss(error, delta=config.lap_threshold)
+        case "huber":
+            loss = weight * optax.huber_loss(error)
+        case "mse":
+            loss = weight * jnp.square(error)
+    return loss
+
+
 def categorical_projection(returns: jax.Array, probabilities: jax.Array, support: jax.Array) -> jax.Array:
     """A distribution over arbitrary `returns` as one over the evenly spaced `support`; Bellemare et al. (2017), eq. 7.
 
@@ -239,9 +267,41 @@ def augment(config: DQN, key: jax.Array, observation: jax.Array) -> jax.Array:
     return observation
 
 
+def gradient_descent(config: DQN) -> optax.GradientTransformation:
+    """The optimizer; RMSprop as in PyTorch: centred, eps beside the root, moments from zero without correction."""
+    if config.optimizer == "adam":
+        return optax.adam(config.learning_rate, eps=config.adam_eps)
+    scale = scale_by_deviation(config.rmsprop_decay, config.rmsprop_eps)
+    return optax.chain(scale, optax.scale_by_learning_rate(config.learning_rate))
+
+
+def scale_by_deviation(decay: float, eps: float) -> optax.GradientTransformation:
+    """gradient / (sqrt(E[gradient^2] - E[gradient]^2) + eps), the means running; Graves (2013), eq. 38 to 40.
+
+    Optax's `scale_by_stddev(eps_in_sqrt=False)` but for the maximum with 0: rounding lets the variance of a gradient
+    that stands still fall below 0, and its root is then not a number.
+    """
+
+    def init(params: PyTree) -> optax.ScaleByRStdDevState:
+        return optax.ScaleByRStdDevState(mu=optax.tree.zeros_like(params), nu=optax.tree.zeros_like(params))
+
+    def update(
+        gradient: PyTree, state: optax.ScaleByRStdDevState, params: PyTree = None
+    ) -> tuple[PyTree, optax.ScaleByRStdDevState]:
+        mu = optax.incremental_update(gradient, state.mu, 1 - decay)
+        nu = optax.incremental_update(jax.tree.map(jnp.square, gradient), state.nu, 1 - decay)
+
+        def divided(g: jax.Array, m: jax.Array, v: jax.Array) -> jax.Array:
+            return g / (jnp.sqrt(jnp.maximum(v - jnp.square(m), 0)) + eps)
+
+        return jax.tree.map(divided, gradient, mu, nu), optax.ScaleByRStdDevState(mu=mu, nu=nu)
+
+    return optax.GradientTransformation(init, update)
+
+
 def _build(config: DQN, network: QNetwork, observation_shape: tuple[int, ...]) -> Agent:
     clip = optax.identity() if config.max_grad_norm is None else optax.clip_by_global_norm(config.max_grad_norm)
-    tx = optax.chain(clip, optax.adam(config.learning_rate, eps=config.adam_eps))
+    tx = optax.chain(clip, gradient_descent(config))
     support = jnp.linspace(config.v_min, config.v_max, config.atoms)
     apply = cast(Callable[[PyTree, jax.Array], jax.Array], network.apply)
     categorical = config.distribution == "c51"
@@ -286,12 +346,13 @@ def _build(config: DQN, network: QNetwork, observation_shape: tuple[int, ...]) -
             error = jax.vmap(td_error)(q_tm1, *transition, q_t, q_t_selector)
             if categorical:
                 cross_entropy = jax.vmap(partial(categorical_cross_entropy, support=support))
-                loss = priority = cross_entropy(outputs_tm1, *transition, outputs_t, q_t_selector)
+                priority = cross_entropy(outputs_tm1, *transition, outputs_t, q_t_selector)
+                loss = batch.weight * priority
             else:
-                loss = optax.huber_loss(error) if config.loss == "huber" else jnp.square(error)
                 priority = jnp.abs(error)
+                loss = td_loss(config, error, batch.weight)
             q = jax.vmap(operator.getitem)(q_tm1, batch.action)
-            return jnp.mean(batch.weight * loss), (priority, error, q)
+            return jnp.mean(loss), (priority, error, q)
 
         (loss, (priority, error, q)), gradient = jax.value_and_grad(loss_function, has_aux=True)(critic.params)
         updates, opt_state = tx.update(gradient, critic.opt_state, critic.params)

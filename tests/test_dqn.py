@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields, replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tyro
 from hypothesis import given, settings
@@ -20,7 +21,9 @@ from resprout.agents.dqn import (
     epsilon,
     epsilon_greedy,
     q_network,
+    scale_by_deviation,
     td_error,
+    td_loss,
 )
 from resprout.agents.learner import Batch
 
@@ -83,6 +86,25 @@ def test_td_error_has_no_gradient_through_the_target():
     gradients = jax.grad(td_error, argnums=(0, 4, 5))(*arguments, jnp.array([1.0, 2.0]))
     np.testing.assert_array_equal(gradients[0], [0, -1])
     np.testing.assert_array_equal(gradients[1:], np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected", "slope"),
+    [
+        ("mse", [4.5, 0.02, 0.0, 0.08, 2.0], [-3.0, -0.2, 0.0, 0.4, 2.0]),
+        ("huber", [1.25, 0.01, 0.0, 0.04, 0.75], [-0.5, -0.1, 0.0, 0.2, 0.5]),
+        # no weights; linear from 0.25 on: 0.25 * 3 - 0.25^2 / 2
+        ("lap", [0.71875, 0.02, 0.0, 0.06875, 0.46875], [-0.25, -0.2, 0.0, 0.25, 0.25]),
+    ],
+)
+def test_loss_and_its_slope_by_hand(loss, expected, slope):
+    def total(error):
+        losses = td_loss(DQN(loss=loss, lap_threshold=0.25), error, jnp.array([0.5, 0.5, 1.0, 0.5, 0.5]))
+        return losses.sum(), losses
+
+    gradient, losses = jax.grad(total, has_aux=True)(jnp.array([-3.0, -0.2, 0.0, 0.4, 2.0]))
+    np.testing.assert_allclose(losses, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -260,11 +282,10 @@ def test_probe_environment_is_solved(learn, probe):
 # --- one gradient step ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("double", [False, True])
-@pytest.mark.parametrize("loss", ["huber", "mse"])
+@pytest.mark.parametrize(("loss", "double"), [("huber", False), ("huber", True), ("mse", False), ("lap", True)])
 def test_update_measures_what_it_says(loss, double):
     space = Space(observation_shape=(3,))
-    config = DQN(loss=loss, double=double, hidden=(8,))
+    config = DQN(loss=loss, double=double, hidden=(8,), lap_threshold=1.0)
     agent, network = config.build(space), q_network(config, space)
     state, batch = jax.jit(agent.init)(KEY), random_batch(space)
     state = state.replace(
@@ -283,7 +304,8 @@ def test_update_measures_what_it_says(loss, double):
     error = target - q
     losses = error**2 if loss == "mse" else np.where(abs(error) < 1, error**2 / 2, abs(error) - 0.5)
     assert (abs(error) < 1).any() and (abs(error) > 1).any()
-    assert metrics["critic/loss"] == pytest.approx(np.mean(batch.weight * losses), rel=1e-5)
+    weight = 1 if loss == "lap" else batch.weight
+    assert metrics["critic/loss"] == pytest.approx(np.mean(weight * losses), rel=1e-5)
     assert metrics["critic/q_mean"] == pytest.approx(q.mean(), rel=1e-5)
     assert metrics["critic/target_mean"] == pytest.approx(target.mean(), rel=1e-5)
     assert metrics["critic/td_error_abs"] == pytest.approx(abs(error).mean(), rel=1e-5)
@@ -308,6 +330,45 @@ def test_gradient_norm_is_clipped():
     norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(state.critic.opt_state[1][0].mu)))
     assert norm == pytest.approx(0.1 * 1e-3, rel=1e-4)
     assert metrics["critic/grad_norm"] > 1e-3
+
+
+def test_rmsprop_is_the_centred_one_of_pytorch():
+    gradients = np.random.default_rng(0).normal(size=(50, 3)) * [1, 1e-3, 1e-6]
+    transform = scale_by_deviation(decay=0.95, eps=1e-5)
+    state, mean, square = transform.init(jnp.zeros(3)), np.zeros(3), np.zeros(3)
+    for gradient in gradients:
+        update, state = transform.update(jnp.asarray(gradient, jnp.float32), state)
+        mean = 0.95 * mean + 0.05 * gradient
+        square = 0.95 * square + 0.05 * gradient**2
+        np.testing.assert_allclose(update, gradient / (np.sqrt(square - mean**2) + 1e-5), rtol=1e-3)
+
+
+def test_rmsprop_takes_a_gradient_that_stands_still():
+    transform = scale_by_deviation(decay=0.95, eps=1e-5)
+    gradient = jnp.linspace(-0.01, 0.01, 101)
+    state, update = transform.init(gradient), jax.jit(transform.update)
+    for _ in range(500):
+        scaled, state = update(gradient, state)
+    assert np.isfinite(scaled).all()
+    np.testing.assert_allclose(np.sign(scaled), np.sign(gradient))
+
+
+def test_the_optimizer_is_the_one_asked_for():
+    for config, moment in ((DQN(), 0.1), (DQN(optimizer="rmsprop", learning_rate=1e-3), 0.05)):
+        agent = replace(config, hidden=(4,)).build(Space())
+        state = jax.jit(agent.init)(KEY)
+        after, _, _ = jax.jit(agent.update)(state, random_batch(Space()), KEY)
+        for new, old, mu in zip(
+            *map(jax.tree.leaves, (after.critic.params, state.critic.params, optax.tree.get(after.critic, "mu"))),
+            strict=True,
+        ):
+            gradient = np.float64(mu) / moment
+            # RMSprop's variance after one step is 0.05 of the square less 0.05^2 of it; Adam's is corrected to all of it
+            deviation = abs(gradient) * (np.sqrt(0.05 - 0.05**2) if config.optimizer == "rmsprop" else 1)
+            eps = config.rmsprop_eps if config.optimizer == "rmsprop" else config.adam_eps
+            np.testing.assert_allclose(
+                new - old, -config.learning_rate * gradient / (deviation + eps), rtol=1e-2, atol=1e-7
+            )
 
 
 def run(agent, state, steps):
@@ -470,13 +531,19 @@ def test_both_observations_are_augmented_and_independently(config, differs):
         *[("gamma", 1.1), ("gamma", -0.1), ("gamma", float("nan")), ("tau", 1.5), ("epsilon_start", 2)],
         *[("epsilon_end", -0.1), ("epsilon_eval", 1.01), ("intensity", -0.05), ("max_grad_norm", 0.0)],
         *[("atoms", 1), ("v_min", 10.0), ("v_max", -10.0), ("hidden", (64, 0)), ("loss", "mae"), ("torso", "resnet")],
-        *[("distribution", "iqn"), ("padding", "full"), ("learning_rate", float("nan"))],
+        *[("distribution", "iqn"), ("padding", "full"), ("learning_rate", float("nan")), ("optimizer", "sgd")],
+        *[("lap_threshold", 0.0), ("rmsprop_decay", 1.0), ("rmsprop_decay", -0.1), ("rmsprop_eps", 0.0)],
     ],
 )
 def test_impossible_values_are_refused_by_name(name, value):
     with pytest.raises(ValueError, match=name if name != "v_max" else "v_min") as error:
         DQN(**{name: value})
     assert "\n" not in str(error.value)
+
+
+def test_lap_has_no_categorical_form():
+    with pytest.raises(ValueError, match=r"^loss must be huber or mse beside distribution c51, not lap$"):
+        DQN(loss="lap", distribution="c51")
 
 
 @pytest.mark.parametrize(
