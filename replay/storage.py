@@ -5,7 +5,6 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
@@ -519,7 +518,7 @@ class Storage:
 
 
 def decode(columns: dict[str, Any], frame_stack: int) -> dict[str, Any]:
-    """What `Storage.gather` gave, as an agent's batch has it; a pure JAX function for use under jit.
+    """What `gather` gave, as an agent's batch has it; pure, for arrays of NumPy and, under jit too, of JAX.
 
     Splits frames [B, L, ..., C] into observation and next_observation [B, ..., S * C], oldest frame first along the
     last axis. Without frames (frame_stack 1) the identity.
@@ -529,6 +528,7 @@ def decode(columns: dict[str, Any], frame_stack: int) -> dict[str, Any]:
     columns = dict(columns)
     frames = columns.pop("frames")
     channels = frame_stack * frames.shape[-1]
-    stacked = jnp.moveaxis(frames, 1, -2)
+    *others, last = range(2, frames.ndim)
+    stacked = frames.transpose(0, *others, 1, last)
     stacked = stacked.reshape(*stacked.shape[:-2], -1)
     return {**columns, "observation": stacked[..., :channels], "next_observation": stacked[..., -channels:]}

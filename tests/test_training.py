@@ -280,7 +280,7 @@ def test_a_checkpoint_costs_what_is_new(tmp_path: Path) -> None:
         train(experiment, quiet=True)
     spans = [tuple(map(int, name.split("-"))) for name in written if "-" in name]
     assert spans == [(start, start + 50) for start in range(0, 400, 50)]
-    left = sorted(path.name for path in (tmp_path / "run" / "checkpoints" / "replay").iterdir())
+    left = sorted(path.name for path in (tmp_path / "run" / "replay").iterdir())
     assert left == [f"{start:012d}-{start + 50:012d}" for start in range(150, 400, 50)]
 
 

@@ -4,14 +4,13 @@
     checkpoints/000000100000/host.npz         host arrays: environments, running episodes of the replay
     checkpoints/000000100000/host.json        counters, episode statistics
     checkpoints/000000100000/manifest.json    size and SHA-256 of every file above and of the replay segments it needs
-    checkpoints/replay/000000000000-000000020000/*.npy    transitions by write number, each written once
+    replay/000000000000-000000020000/*.npy    transitions by write number, each written once (`PastReplay` reads them)
 
 A checkpoint adds only the transitions that are new since the last one, so its cost goes with them and not with the
 size of the replay. Everything is written under a temporary name and renamed when complete. Nothing in it is executed
 when read.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -27,6 +26,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ..agents.learner import PyTree
+from ..replay import Storage
+from ..replay.past import DESCRIPTION, segments, sha256, span
 from .host_loop import Training
 from .metrics import Episodes
 
@@ -40,10 +41,11 @@ class CheckpointError(ValueError):
 def save(directory: Path, training: Training, snapshot: dict[str, Any] | None, keep: int, metrics_bytes: int) -> Path:
     """Write a checkpoint of `training` under `directory`, then drop all but the newest `keep` and what only they need.
 
+    Transitions go beside it, and stay if the replay is described there, that is, kept for later runs.
     snapshot: of the environments, None if they start new episodes instead.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    segments = _save_segments(directory / "replay", training)
+    needed = save_transitions(_replay(directory), training.storage)
     final = directory / f"{training.agent_step:012d}"
     temporary = _fresh(directory / f".{final.name}")
     _save_state(temporary / "state", {"agent": training.agent, "sampler": training.sampler, "totals": training.totals})
@@ -61,7 +63,7 @@ def save(directory: Path, training: Training, snapshot: dict[str, Any] | None, k
     }
     (temporary / "host.json").write_text(json.dumps(host))
     files = {str(path.relative_to(temporary)): _fingerprint(path) for path in _files(temporary)}
-    replay = {segment.name: json.loads((segment / "manifest.json").read_text()) for segment in segments}
+    replay = {segment.name: json.loads((segment / "manifest.json").read_text()) for segment in needed}
     write_atomically(temporary / "manifest.json", json.dumps({"files": files, "replay": replay}))
     _publish(temporary, final)
     _prune(directory, keep)
@@ -97,8 +99,8 @@ def restore(path: Path, training: Training) -> tuple[dict[str, Any] | None, int]
 
     The result is the environments' snapshot (None: they start new episodes) and the length of metrics.jsonl in bytes.
     """
-    _set_aside_later(path)
     host = json.loads((path / "host.json").read_text())
+    _set_aside_later(path, host["written"])
     state = {"agent": training.agent, "sampler": training.sampler, "totals": training.totals}
     state = _load_state(path / "state", state)
     training.agent, training.sampler, training.totals = state["agent"], state["sampler"], state["totals"]
@@ -106,7 +108,7 @@ def restore(path: Path, training: Training) -> tuple[dict[str, Any] | None, int]
     training.owed = Fraction(host["owed"])
     training.episodes = Episodes.from_json(host["episodes"])
     for name in sorted(json.loads((path / "manifest.json").read_text())["replay"]):
-        segment = path.parent / "replay" / name
+        segment = _replay(path.parent) / name
         training.storage.load({file.stem: np.load(file) for file in segment.glob("*.npy")})
     with np.load(path / "host.npz") as arrays:
         training.storage.restore_pending(_under("pending/", arrays))
@@ -114,13 +116,22 @@ def restore(path: Path, training: Training) -> tuple[dict[str, Any] | None, int]
     return snapshot, host["metrics_bytes"]
 
 
-def _set_aside_later(path: Path) -> None:
+def _set_aside_later(path: Path, written: int) -> None:
     """Keep what comes after `path`, damaged or never completed, out of the way of what the run will write again."""
     for later in names(path.parent):
         if later.name > path.name:
             shutil.rmtree(later.with_name(f"damaged-{later.name}"), ignore_errors=True)
             later.rename(later.with_name(f"damaged-{later.name}"))
+    for segment in reversed(segments(_replay(path.parent))):
+        if span(segment)[1] > written:  # hidden at once and deleted below: the others are readable at any instant
+            hidden = segment.with_name(f".{segment.name}")
+            shutil.rmtree(hidden, ignore_errors=True)
+            segment.rename(hidden)
     _prune(path.parent, keep=len(names(path.parent)))
+
+
+def _replay(checkpoints: Path) -> Path:
+    return checkpoints.parent / "replay"
 
 
 def _under(prefix: str, arrays: Any) -> dict[str, Any]:
@@ -137,13 +148,12 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _save_segments(directory: Path, training: Training) -> list[Path]:
+def save_transitions(directory: Path, storage: Storage) -> list[Path]:
     """Write what is new in the replay; the result is every segment that holds a live transition, oldest first."""
-    storage = training.storage
     directory.mkdir(exist_ok=True)
     oldest = max(0, storage.written - storage.capacity)
-    kept = [path for path in _segments(directory) if _span(path)[1] <= storage.written]
-    start = max(oldest, max((_span(path)[1] for path in kept), default=0))
+    kept = [path for path in segments(directory) if span(path)[1] <= storage.written]
+    start = max(oldest, max((span(path)[1] for path in kept), default=0))
     while start < storage.written:
         stop = min(start + SEGMENT, storage.written)
         final = directory / f"{start:012d}-{stop:012d}"
@@ -155,7 +165,7 @@ def _save_segments(directory: Path, training: Training) -> list[Path]:
         _publish(temporary, final)
         kept.append(final)
         start = stop
-    return [path for path in kept if _span(path)[1] > oldest]
+    return [path for path in kept if span(path)[1] > oldest]
 
 
 def _save_state(path: Path, state: PyTree) -> None:
@@ -193,22 +203,12 @@ def _keys_to_data(state: PyTree) -> PyTree:
     return jax.tree.map(lambda value: jax.random.key_data(value) if _is_key(value) else value, state)
 
 
-def _segments(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.glob("[0-9]*-[0-9]*") if path.is_dir())
-
-
-def _span(segment: Path) -> tuple[int, int]:
-    start, stop = segment.name.split("-")
-    return int(start), int(stop)
-
-
 def _files(directory: Path) -> Iterator[Path]:
     return (path for path in sorted(directory.rglob("*")) if path.is_file())
 
 
 def _fingerprint(path: Path) -> list[Any]:
-    with path.open("rb") as file:
-        return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+    return [path.stat().st_size, sha256(path)]
 
 
 def _problem(checkpoint: Path, with_replay: bool) -> str | None:
@@ -216,7 +216,7 @@ def _problem(checkpoint: Path, with_replay: bool) -> str | None:
         manifest = json.loads((checkpoint / "manifest.json").read_text())
         expected = {checkpoint / name: mark for name, mark in manifest["files"].items()}
         for segment, files in manifest["replay"].items() if with_replay else ():
-            expected |= {checkpoint.parent / "replay" / segment / name: mark for name, mark in files.items()}
+            expected |= {_replay(checkpoint.parent) / segment / name: mark for name, mark in files.items()}
         for path, mark in expected.items():
             if _fingerprint(path) != mark:
                 return f"{path.name} does not match its checksum"
@@ -241,14 +241,17 @@ def _publish(temporary: Path, final: Path) -> None:
 
 
 def _prune(directory: Path, keep: int) -> None:
-    for path in [*names(directory)[:-keep], *directory.glob(".[0-9]*"), *directory.glob("replay/.[0-9]*")]:
+    replay = _replay(directory)
+    for path in [*names(directory)[:-keep], *directory.glob(".[0-9]*"), *replay.glob(".[0-9]*-[0-9]*")]:
         shutil.rmtree(path)
+    if (replay / DESCRIPTION).exists():
+        return
     needed = set()
     for path in names(directory):
         try:
             needed |= set(json.loads((path / "manifest.json").read_text())["replay"])
         except (OSError, ValueError, KeyError):
             continue  # damaged: it needs nothing any more
-    for segment in _segments(directory / "replay"):
+    for segment in segments(replay):
         if segment.name not in needed:
             shutil.rmtree(segment)

@@ -12,6 +12,7 @@ from typing_extensions import TypeVar
 from ..agents import DQN, SAC
 from ..agents.learner import Agent, Spec
 from ..replay import Sampler, uniform
+from .sources import parse_sources
 
 
 class ExperimentError(ValueError):
@@ -66,6 +67,12 @@ class Experiment(Generic[A]):
     """Atari protocol: dopamine (the default), cleanrl or atari100k"""
     replay: str = "uniform"
     """which slots of the replay to learn from"""
+    replay_from: tuple[str, ...] = ()
+    """past data to mix into every batch, RUN_DIR[:fraction] or minari:NAME[:fraction]; half of it when not said"""
+    save_replay: bool = False
+    """keep everything the run stores in its replay, for --replay-from and `resprout export`"""
+    count_draws: bool = False
+    """count how often each transition is drawn in its life, for summary.json"""
     replay_ratio: float | None = None
     """gradient steps per agent step; the agent's own when not given"""
     sync: bool = False
@@ -107,6 +114,7 @@ class Experiment(Generic[A]):
             self.agent.capacity >= self.agent.batch_size,
             f"a replay of {self.agent.capacity} transitions is smaller than a batch of {self.agent.batch_size}",
         )
+        parse_sources(self.replay_from, self.agent.batch_size)
 
     @property
     def ratio(self) -> float:
@@ -117,8 +125,9 @@ class Experiment(Generic[A]):
     def agent_name(self) -> str:
         return next(name for name, kind in AGENTS.items() if type(self.agent) is kind)
 
-    def sampler(self) -> Sampler:
-        return REPLAYS[self.replay](self.agent.capacity)
+    def sampler(self, capacity: int | None = None) -> Sampler:
+        """Over the run's own replay, or over one of `capacity` slots."""
+        return REPLAYS[self.replay](self.agent.capacity if capacity is None else capacity)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data from which `from_json` makes an equal experiment."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..agents.learner import PyTree
 from ..envs import Env
-from ..replay import Sampler, Storage
+from ..replay import Sampler, Source, Storage, gather_mixed
 from .compiled import Compiled
 from .experiment import Experiment
 from .metrics import Episodes, Totals
@@ -29,13 +29,14 @@ class Training:
     agent_step: int = 0
     gradient_step: int = 0
     owed: Fraction = field(default_factory=Fraction)  # gradient steps
+    past: tuple[Source, ...] = ()  # to learn from beside `storage`; never changes
 
 
 def learn_owed(t: Training, compiled: Compiled, sampler: Sampler) -> None:
     """Queue the gradient steps that are owed; only the choice of slots is waited for."""
     while t.owed >= 1 and len(t.storage) > 0:
         t.sampler, slots, weight = compiled.sample(t.sampler)
-        columns = t.storage.gather(np.asarray(slots))
+        columns = gather_mixed((t.storage, *t.past), np.asarray(slots))
         t.agent, t.totals, priorities = compiled.learn(t.agent, t.totals, columns, weight, np.int32(t.gradient_step))
         t.sampler = sampler.update(t.sampler, slots, priorities)
         t.gradient_step += 1

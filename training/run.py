@@ -20,16 +20,19 @@ from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import NDArray
 
 from ..agents.learner import Agent, Batch, PyTree
 from ..envs import Env, EnvSpec, make
-from ..replay import Storage, available_memory, memory
+from ..replay import Description, Layout, Part, Sampler, Storage, available_memory, memory, mixture
+from ..replay.past import DESCRIPTION
 from . import checkpoint
 from .compiled import compile_functions, seed_from, streams
 from .evaluation import Evaluation, Video, evaluate, exploit_function
 from .experiment import Experiment, ExperimentError
 from .host_loop import Training, host_loop, learn_owed
 from .metrics import Episodes, MetricsFile, ProgressDisplay, Totals, Tracker, plain, plot_curve
+from .sources import Past, open_sources
 
 PACKAGES = ("resprout", "jax", "jaxlib", "flax", "optax", "numpy", "envpool", "gymnasium", "mujoco", "ale-py", "gymnax")
 EVALUATION_ENVS = 10  # at most; episodes are spread evenly over them
@@ -93,14 +96,28 @@ def replay_arguments(experiment: Experiment, spec: EnvSpec) -> dict[str, Any]:
     }
 
 
+def describe_replay(experiment: Experiment, spec: EnvSpec) -> Description:
+    """What must agree between this experiment's replay and any that it is mixed with."""
+    return Description(
+        layout=Layout(**replay_arguments(experiment, spec)),
+        env=spec.id,
+        action_size=spec.action_size,
+        action_low=spec.action_low,
+        action_high=spec.action_high,
+        reward_clip=spec.reward_clip,
+    )
+
+
 def check_memory(experiment: Experiment, spec: EnvSpec) -> str:
     """How much memory the replay will take; ExperimentError if the machine has not got it."""
     arguments = replay_arguments(experiment, spec)
-    full = memory(experiment.agent.capacity, **arguments).expected
+    full = memory(experiment.agent.capacity, count_draws=experiment.count_draws, **arguments).expected
     needed = full * min(1.0, experiment.steps / experiment.agent.capacity)  # slots never written take no memory
     free = available_memory()
     transitions = min(experiment.agent.capacity, experiment.steps)
     text = f"replay: {needed / 1e9:.3g} GB for {transitions:,} transitions ({free / 1e9:.1f} GB free)"
+    if experiment.save_replay:
+        text += f", {full * experiment.steps / experiment.agent.capacity / 1e9:.3g} GB on the disk at the end"
     if needed > 0.95 * free:
         raise ExperimentError(f"{text}: it cannot fit; lower --agent.capacity")
     return text
@@ -117,9 +134,12 @@ def train(experiment: Experiment, *, resume: str | Path | None = None, quiet: bo
     with ExitStack() as stack:
         env = stack.enter_context(closing(make_env(experiment, training=True, num_envs=experiment.num_envs)))
         agent = experiment.agent.build(env.spec)
+        recorded = json.loads((Path(resume) / "config.json").read_text())["sources"] if resume else []
+        description = describe_replay(experiment, env.spec)
+        past = open_sources(experiment.replay_from, experiment.agent.batch_size, description, recorded)
         replay_memory = check_memory(experiment, env.spec)
         directory = Path(resume) if resume else new_directory(experiment)
-        run = Run(experiment, directory, env, agent, quiet, stack)
+        run = Run(experiment, directory, env, agent, past, quiet, stack)
         run.say(replay_memory)
         if resume:
             run.resume()
@@ -152,11 +172,18 @@ class Run:
     """The parts of a run in progress and what is done with them between agent steps."""
 
     def __init__(
-        self, experiment: Experiment, directory: Path, env: Env, agent: Agent, quiet: bool, stack: ExitStack
+        self,
+        experiment: Experiment,
+        directory: Path,
+        env: Env,
+        agent: Agent,
+        past: tuple[Past, ...],
+        quiet: bool,
+        stack: ExitStack,
     ) -> None:
-        self.experiment, self.directory, self.env, self.agent = experiment, directory, env, agent
+        self.experiment, self.directory, self.env, self.agent, self.past = experiment, directory, env, agent, past
         self.keys = streams(experiment.seed)
-        self.sampler = experiment.sampler()
+        self.sampler = self._sampler()
         self.compiled = compile_functions(experiment, env.spec, agent, self.sampler)
         self.exploit = exploit_function(agent.exploit)
         self.evaluation_env: Env | None = None
@@ -164,10 +191,24 @@ class Run:
         self.quiet = quiet
         self.received: int | None = None  # the number of a signal
         self.saved_step = -1  # agent step of the newest checkpoint
+        self.saved_transitions = 0  # those in files
+        # Transitions to a file where all are kept: none may be overwritten before, and a step writes this many at most.
+        most = env.spec.num_envs * experiment.agent.n_step
+        self.segment = max(1, min(checkpoint.SEGMENT, experiment.agent.capacity - most))
         self.speed = Speed()
         self.progress: ProgressDisplay | None = None
 
     # Starting and resuming
+
+    def _sampler(self) -> Sampler:
+        """The experiment's own, or one over each source."""
+        capacity = self.experiment.agent.capacity
+        if not self.past:
+            return self.experiment.sampler(capacity)
+        live = Part(self.experiment.sampler(capacity), capacity, 1 - sum(past.share for past in self.past))
+        sizes = [len(past.replay) for past in self.past]
+        samplers = [self.experiment.sampler(size) for size in sizes]
+        return mixture(live, *map(Part, samplers, sizes, [past.share for past in self.past]))
 
     def fresh(self) -> Training:
         """The state of a run at agent step 0, but for its environments."""
@@ -176,7 +217,9 @@ class Run:
         batch = jax.eval_shape(self._probe_batch)
         metrics = jax.eval_shape(self.agent.update, state, batch, self.keys["agent"])[1]
         try:
-            storage = Storage(experiment.agent.capacity, **replay_arguments(experiment, spec))
+            storage = Storage(
+                experiment.agent.capacity, count_draws=experiment.count_draws, **replay_arguments(experiment, spec)
+            )
         except MemoryError as error:
             raise ExperimentError(f"the replay cannot be reserved ({error}); lower --agent.capacity") from None
         return Training(
@@ -187,6 +230,7 @@ class Run:
             sampler=jax.jit(self.sampler.init)(self.keys["sampler"]),
             totals=Totals.zeros(tuple(sorted(metrics))),
             episodes=Episodes(spec.num_envs),
+            past=tuple(past.replay for past in self.past),
         )
 
     def _probe_batch(self) -> Any:
@@ -224,7 +268,8 @@ class Run:
         checkpoints = self.directory / "checkpoints"
         if not any(checkpoints.glob("[0-9]*")):
             self.say(f"{self.directory} has no checkpoint yet: starting from the beginning")
-            shutil.rmtree(checkpoints, ignore_errors=True)  # transitions of a first checkpoint cut short
+            for folder in (checkpoints, self.directory / "replay"):  # of a first checkpoint cut short
+                shutil.rmtree(folder, ignore_errors=True)
             self._write_config()
             self.restart_environments()
             self._open(metrics_bytes=0)
@@ -234,7 +279,7 @@ class Run:
             self.say(line)
         snapshot, metrics_bytes = checkpoint.restore(path, self.training)
         t = self.training
-        self.saved_step = t.agent_step
+        self.saved_step, self.saved_transitions = t.agent_step, t.storage.written
         summary = self.directory / "summary.json"  # missing if the run was stopped in its last evaluation
         beyond = t.agent_step - self.experiment.steps
         if beyond >= self.env.spec.num_envs or (beyond >= 0 and summary.exists()):
@@ -272,10 +317,16 @@ class Run:
             "digest": self.experiment.digest(),
             "environment": dataclasses.asdict(self.env.spec),
             "versions": self._versions(),
+            "sources": [past.to_json() for past in self.past],
             "devices": [str(device) for device in jax.devices()],
             "git_commit": _git_commit(),
         }
         checkpoint.write_atomically(self.directory / "config.json", json.dumps(config, indent=2))
+        if self.experiment.save_replay:
+            replay = self.directory / "replay"
+            replay.mkdir(exist_ok=True)
+            description = describe_replay(self.experiment, self.env.spec).to_json()
+            checkpoint.write_atomically(replay / DESCRIPTION, json.dumps(description, indent=2))
 
     # Training
 
@@ -309,6 +360,10 @@ class Run:
         if experiment.eval_episodes and self._due(experiment.eval_every) and t.agent_step < experiment.steps:
             with self.speed.excluded():
                 self.evaluate()
+        if experiment.save_replay and t.storage.written - self.saved_transitions >= self.segment:
+            with self.speed.excluded(), self._writing("replay"):
+                checkpoint.save_transitions(self.directory / "replay", t.storage)
+                self.saved_transitions = t.storage.written
         if self._due(experiment.checkpoint_every):
             with self.speed.excluded():
                 self.save()
@@ -356,16 +411,21 @@ class Run:
             t.sampler = self.compiled.remember(t.sampler, t.storage.end())
             t.episodes.abandon()
             self.restart_environments()
-        try:
+        with self._writing("checkpoint"):
             length = self.metrics.length()
             checkpoint.save(self.directory / "checkpoints", t, snapshot, self.experiment.keep_checkpoints, length)
+        self.saved_step, self.saved_transitions = t.agent_step, t.storage.written
+
+    @contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             free = shutil.disk_usage(self.directory).free / 1e6
             raise TrainingStopped(
-                f"the checkpoint at agent step {t.agent_step} could not be written ({error}; {free:.1f} MB of disk are "
-                f"free); {self._last_good()}; make room, then: resprout train --resume {self.directory}"
+                f"the {what} at agent step {self.training.agent_step} could not be written ({error}; {free:.1f} MB of "
+                f"disk are free); {self._last_good()}; make room, then: resprout train --resume {self.directory}"
             ) from error
-        self.saved_step = t.agent_step
 
     def _stop_if_not_finite(self) -> None:
         if self.experiment.on_nan == "skip":
@@ -382,7 +442,7 @@ class Run:
         t = self.training
         steps_per_second = self.speed.rate(t)
         evaluation = self.evaluate() if self.experiment.eval_episodes else None
-        summary = {
+        summary: dict[str, Any] = {
             "return": evaluation.mean if evaluation else None,
             "episode_returns": evaluation.returns if evaluation else [],
             "episode_lengths": evaluation.lengths if evaluation else [],
@@ -392,6 +452,8 @@ class Run:
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "digest": self.experiment.digest(),
         }
+        if self.experiment.count_draws:
+            summary["lifetime_draws"] = draw_statistics(t.storage.lifetime_draws)
         checkpoint.write_atomically(
             self.directory / "summary.json", json.dumps({key: plain(value) for key, value in summary.items()}, indent=2)
         )
@@ -422,6 +484,15 @@ class Run:
             self.progress.say(message)
         elif not self.quiet:
             ProgressDisplay(0, 0).say(message)
+
+
+def draw_statistics(histogram: NDArray[np.int64]) -> dict[str, Any]:
+    """Of `Storage.lifetime_draws`; mean and variance (population) are None before a life is over."""
+    lives = int(histogram.sum())
+    draws = np.arange(len(histogram))
+    mean = float(histogram @ draws) / lives if lives else None
+    variance = float(histogram @ (draws - mean) ** 2) / lives if mean is not None else None
+    return {"lives": lives, "mean": mean, "variance": variance, "histogram": histogram.tolist()}
 
 
 class Speed:
