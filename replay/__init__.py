@@ -1,8 +1,10 @@
+from .masked import masked
 from .minari_ import MinariData, export_minari
 from .mixture import Part, Source, gather_mixed, mixture
 from .past import Description, Episode, PastReplay, PastReplayError
+from .prioritized import prioritized
 from .reshuffled import reshuffled
-from .sampler import Sampler, SamplerState
+from .sampler import Sampler, SamplerState, no_priorities
 from .storage import Layout, Memory, Storage, available_memory, decode, memory
 from .uniform import uniform, without_replacement
 
@@ -23,8 +25,11 @@ __all__ = [
     "decode",
     "export_minari",
     "gather_mixed",
+    "masked",
     "memory",
     "mixture",
+    "no_priorities",
+    "prioritized",
     "reshuffled",
     "uniform",
     "without_replacement",

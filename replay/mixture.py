@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .sampler import Sampler, SamplerState
+from .sampler import Sampler, SamplerState, no_priorities
 from .storage import Columns
 
 
@@ -80,7 +80,8 @@ def mixture(live: Part, *past: Part) -> Sampler:
             for part, old, start, stop in zip(parts, state, starts[:-1], starts[1:], strict=True)
         )
 
-    return Sampler(init, add, sample, update)
+    any_priorities = any(part.sampler.update is not no_priorities for part in parts)
+    return Sampler(init, add, sample, update if any_priorities else no_priorities)
 
 
 def split(batch_size: int, shares: Sequence[float]) -> list[int]:

@@ -43,8 +43,7 @@ def prioritized(
         raise ValueError(f"prioritized: beta_steps must be at least 1, not {beta_steps}")
 
     def init(key: jax.Array) -> PrioritizedState:
-        tree = trees.build(jnp.zeros(capacity), jnp.sum, 0.0)
-        return PrioritizedState(key, tree, jnp.ones(()), jnp.zeros((), jnp.int32))
+        return PrioritizedState(key, trees.empty((capacity,), 0.0), jnp.ones(()), jnp.zeros((), jnp.int32))
 
     def add(state: PrioritizedState, slots: jax.Array) -> PrioritizedState:
         slots = new_slots(slots, capacity, reference_off_by_one)

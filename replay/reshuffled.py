@@ -69,7 +69,7 @@ def reshuffled(capacity: int, skip_next_write: bool = False) -> Sampler:
     ) -> tuple[ReshuffledState, jax.Array, jax.Array]:
         """Fill `slots` from `filled` on with what is left of the epoch; the state and how many are filled then."""
         batch_size, left, wanted = len(slots), state.count - state.passed, len(slots) - filled
-        index = jnp.arange(batch_size)
+        index = jnp.arange(batch_size, dtype=jnp.int32)
         if skip_next_write:
             ahead, dropped, dropped_at = _without(state, batch_size)
         else:
@@ -109,7 +109,7 @@ def _without(state: ReshuffledState, size: int) -> tuple[jax.Array, jax.Array, j
     window = state.passed + jnp.arange(size + 1)
     ahead = state.order[jnp.minimum(window, capacity - 1)]
     drop = (ahead == state.position) & (window < state.count) & (state.count == capacity)
-    at = jnp.where(drop.any(), jnp.argmax(drop), size)
+    at = jnp.where(drop.any(), jnp.argmax(drop), size).astype(jnp.int32)
     index = jnp.arange(size)
     return ahead[index + (index >= at)], drop.any(), at
 

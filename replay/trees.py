@@ -27,6 +27,15 @@ def build(leaves: jax.Array, reduce: Reduce, fill: float) -> Tree:
         leaves = reduce(_children(levels[-1]), axis=1)
 
 
+def empty(shape: tuple[int, ...], fill: float) -> Tree:
+    """The tree over leaves [N, ...] that are all `fill`, without the reductions, which XLA would spend minutes folding."""
+    levels = [jnp.full((shape[0] + -shape[0] % FAN_OUT, *shape[1:]), fill)]
+    while len(levels[-1]) > FAN_OUT:
+        nodes = len(levels[-1]) // FAN_OUT
+        levels.append(jnp.full((nodes + -nodes % FAN_OUT, *shape[1:]), fill))
+    return tuple(levels)
+
+
 def root(tree: Tree, reduce: Reduce) -> jax.Array:
     """What is above all leaves, [...]."""
     return reduce(tree[-1], axis=0)
@@ -43,10 +52,10 @@ def write(tree: Tree, slots: jax.Array, values: jax.Array, reduce: Reduce) -> Tr
     return tuple(levels)
 
 
-def draw(key: jax.Array, tree: Tree, fraction: jax.Array) -> jax.Array:
+def draw(key: jax.Array, tree: Tree, fraction: jax.Array, column: int | None = None) -> jax.Array:
     """[B] int32: the leaves of a tree of sums at which the sum of all up to and including them exceeds this `fraction`.
 
-    fraction: [B] in [0, 1) of the whole sum. A leaf that is 0 is never the result, unless all are.
+    fraction: [B] in [0, 1) of the whole sum. column: which one, where leaves are [N, F]. A leaf that is 0 is never the result, unless all are.
 
     Going down, a fraction keeps ever fewer of its random bits, so those lost at a level are drawn anew: the chances of a
     leaf are exact to rounding however many leaves there are, where 24 bits alone would be wrong by several percent at 1e6.
@@ -56,13 +65,15 @@ def draw(key: jax.Array, tree: Tree, fraction: jax.Array) -> jax.Array:
     nodes = jnp.zeros(fraction.shape, jnp.int32)
     for level, low_bits in zip(reversed(tree), fresh, strict=True):
         children = _children(level)[nodes]
+        if column is not None:
+            children = children[..., column]
         # One after the other, so that a child of 0 adds nothing and no rounding can let it be chosen.
         ends = [children[:, 0]]
         for index in range(1, FAN_OUT):
             ends.append(ends[-1] + children[:, index])
         sought = fraction * ends[-1]
         child = jnp.minimum(sum((end <= sought).astype(jnp.int32) for end in ends), FAN_OUT - 1)
-        below = jnp.where(jnp.arange(FAN_OUT) < child[:, None], children, 0).sum(axis=1)
+        below = jnp.where(jnp.arange(FAN_OUT)[None] < child[:, None], children, 0).sum(axis=1)
         own = jnp.take_along_axis(children, child[:, None], axis=1)[:, 0]
         fraction = jnp.clip((sought - below + low_bits * spacing * ends[-1]) / own, 0, 1 - spacing)
         nodes = nodes * FAN_OUT + child

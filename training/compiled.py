@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ..agents.learner import Agent, Batch, PyTree
 from ..envs import EnvSpec
-from ..replay import Sampler, decode
+from ..replay import Sampler, decode, no_priorities
 from .experiment import Experiment
 from .metrics import Totals
 
@@ -37,6 +37,7 @@ class Compiled:
     remember: Callable[..., PyTree]
     sample: Callable[..., tuple[PyTree, jax.Array, jax.Array]]
     learn: Callable[..., tuple[PyTree, Totals, jax.Array]]
+    prioritize: Callable[..., PyTree]
 
 
 def reading_only(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -107,4 +108,5 @@ def compile_functions(experiment: Experiment, spec: EnvSpec, agent: Agent, sampl
         remember=jax.jit(sampler.add, donate_argnums=0),
         sample=jax.jit(sample, donate_argnums=0),
         learn=jax.jit(learn, donate_argnums=(0, 1)),
+        prioritize=sampler.update if sampler.update is no_priorities else jax.jit(sampler.update, donate_argnums=0),
     )

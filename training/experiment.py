@@ -11,8 +11,9 @@ from typing_extensions import TypeVar
 
 from ..agents import DQN, SAC
 from ..agents.learner import Agent, Spec
-from ..replay import Sampler, uniform
+from ..replay import Sampler, masked, prioritized, reshuffled, uniform, without_replacement
 from .sources import parse_sources
+from .specs import parse_spec
 
 
 class ExperimentError(ValueError):
@@ -38,7 +39,13 @@ class AgentConfig(Protocol):
 
 
 AGENTS: dict[str, type[Any]] = {"dqn": DQN, "sac": SAC}
-REPLAYS = {"uniform": uniform}
+REPLAYS = {
+    "uniform": uniform,
+    "without_replacement": without_replacement,
+    "reshuffled": reshuffled,
+    "prioritized": prioritized,
+    "masked": masked,
+}
 
 # What may differ between a run and its continuation: nothing that training depends on.
 CHANGEABLE = frozenset(
@@ -66,7 +73,7 @@ class Experiment(Generic[A]):
     protocol: str | None = None
     """Atari protocol: dopamine (the default), cleanrl or atari100k"""
     replay: str = "uniform"
-    """which slots of the replay to learn from"""
+    """which slots of the replay to learn from: a name, or name:field=value,field=value; `resprout list replays`"""
     replay_from: tuple[str, ...] = ()
     """past data to mix into every batch, RUN_DIR[:fraction] or minari:NAME[:fraction]; half of it when not said"""
     save_replay: bool = False
@@ -105,7 +112,6 @@ class Experiment(Generic[A]):
             check(getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}")
         check(0 <= self.ratio < math.inf, f"replay_ratio must be finite and not negative, not {self.ratio}")
         check(self.seed < 2**32, f"seed must be below 2^32, not {self.seed}")
-        check(self.replay in REPLAYS, f"unknown replay {self.replay!r}; there are: {', '.join(REPLAYS)}")
         check(
             self.agent.warmup < self.steps,
             f"the warm-up of {self.agent.warmup} agent steps is not shorter than the run of {self.steps}",
@@ -114,6 +120,7 @@ class Experiment(Generic[A]):
             self.agent.capacity >= self.agent.batch_size,
             f"a replay of {self.agent.capacity} transitions is smaller than a batch of {self.agent.batch_size}",
         )
+        self.sampler()  # says what is wrong with its SPEC
         parse_sources(self.replay_from, self.agent.batch_size)
 
     @property
@@ -127,7 +134,9 @@ class Experiment(Generic[A]):
 
     def sampler(self, capacity: int | None = None) -> Sampler:
         """Over the run's own replay, or over one of `capacity` slots."""
-        return REPLAYS[self.replay](self.agent.capacity if capacity is None else capacity)
+        make = parse_spec(self.replay, REPLAYS, "replay", given=("capacity",))
+        sampler: Sampler = make(self.agent.capacity if capacity is None else capacity)
+        return sampler
 
     def to_json(self) -> dict[str, Any]:
         """Plain data from which `from_json` makes an equal experiment."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..agents.learner import PyTree
 from ..envs import Env
-from ..replay import Sampler, Source, Storage, gather_mixed
+from ..replay import Source, Storage, gather_mixed
 from .compiled import Compiled
 from .experiment import Experiment
 from .metrics import Episodes, Totals
@@ -32,13 +32,13 @@ class Training:
     past: tuple[Source, ...] = ()  # to learn from beside `storage`; never changes
 
 
-def learn_owed(t: Training, compiled: Compiled, sampler: Sampler) -> None:
+def learn_owed(t: Training, compiled: Compiled) -> None:
     """Queue the gradient steps that are owed; only the choice of slots is waited for."""
     while t.owed >= 1 and len(t.storage) > 0:
         t.sampler, slots, weight = compiled.sample(t.sampler)
         columns = gather_mixed((t.storage, *t.past), np.asarray(slots))
         t.agent, t.totals, priorities = compiled.learn(t.agent, t.totals, columns, weight, np.int32(t.gradient_step))
-        t.sampler = sampler.update(t.sampler, slots, priorities)
+        t.sampler = compiled.prioritize(t.sampler, slots, priorities)
         t.gradient_step += 1
         t.owed -= 1
 
@@ -47,7 +47,6 @@ def host_loop(
     experiment: Experiment,
     training: Training,
     compiled: Compiled,
-    sampler: Sampler,
     boundary: Callable[[], bool],
 ) -> None:
     """Train until `experiment.steps`, or until `boundary`, called after every agent step, answers True.
@@ -64,7 +63,7 @@ def host_loop(
         else:
             action = compiled.act(t.agent, t.observation, np.int32(t.agent_step))
         if not experiment.sync:
-            learn_owed(t, compiled, sampler)
+            learn_owed(t, compiled)
         chosen = np.asarray(action)
         step = t.env.step(chosen)
         reward = step.reward if clip is None else np.clip(step.reward, -clip, clip)
@@ -76,6 +75,6 @@ def host_loop(
         if t.agent_step > warmup:
             t.owed += ratio * len(chosen)
         if experiment.sync:
-            learn_owed(t, compiled, sampler)
+            learn_owed(t, compiled)
         if boundary():
             return

@@ -335,14 +335,14 @@ class Run:
         self.progress = ProgressDisplay(experiment.steps, t.agent_step, self.quiet)
         self.stack.enter_context(closing(self.progress))
         with self._signals():
-            host_loop(experiment, t, self.compiled, self.sampler, self.boundary)
+            host_loop(experiment, t, self.compiled, self.boundary)
             if self.received is not None:
                 self.save()
                 plot_curve(self.directory)
                 raise Interrupted(self.received, self.directory)
         with self.speed.excluded():
             self.save()
-        learn_owed(t, self.compiled, self.sampler)  # what the last agent step owes; a continuation does so itself
+        learn_owed(t, self.compiled)  # what the last agent step owes; a continuation does so itself
         jax.block_until_ready(t.agent)
         if not self._due(experiment.log_every):
             self.write_line()
