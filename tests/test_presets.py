@@ -2,7 +2,7 @@
 
 import pytest
 
-from resprout.training import PRESETS
+from resprout.training import PRESETS, Experiment
 
 SHARED = {"gamma": 0.99, "batch_size": 32, "tau": 1.0}
 DOPAMINE = SHARED | {
@@ -15,6 +15,51 @@ DOPAMINE = SHARED | {
     "capacity": 1_000_000,
     "padding": "same",
 }
+CLEANRL = SHARED | {
+    "initialiser": "lecun",
+    "padding": "valid",
+    "warmup": 80_000,
+    "epsilon_end": 0.01,
+    "epsilon_eval": 0.01,
+    "replay_ratio": 0.25,
+    "capacity": 1_000_000,
+    "optimizer": "adam",
+    "double": False,
+    "n_step": 1,
+}
+CLEANRL_DQN = CLEANRL | {"loss": "mse", "learning_rate": 1e-4, "adam_eps": 1e-8, "target_period": 250}
+CLEANRL_C51 = CLEANRL | {
+    "distribution": "c51",
+    "atoms": 51,
+    "v_min": -10.0,
+    "v_max": 10.0,
+    "learning_rate": 2.5e-4,
+    "adam_eps": 0.01 / 32,
+    "target_period": 2_500,  # 10,000 agent steps
+}
+# atari_parameters and atari_preprocessing of discrete/main.py (LAP-PAL), of rrm/main.py (errr), which has the same
+LAP = SHARED | {
+    "double": True,
+    "loss": "lap",
+    "lap_threshold": 0.01,
+    "padding": "valid",
+    "initialiser": "pytorch",
+    "optimizer": "rmsprop",
+    "learning_rate": 6.25e-5,
+    "rmsprop_decay": 0.95,
+    "rmsprop_eps": 1e-5,
+    "warmup": 20_000,
+    "replay_ratio": 0.25,
+    "capacity": 1_000_000,
+    "target_period": 8_000,
+    "epsilon_start": 1.0,
+    "epsilon_end": 0.01,
+    "epsilon_eval": 0.001,
+    "epsilon_decay_steps": 4 * 250_000,
+    "dueling": False,
+    "distribution": "none",
+    "n_step": 1,
+}
 SOURCES = {
     # dopamine/jax/agents/dqn/configs/dqn.gin
     "dqn_dopamine": DOPAMINE
@@ -24,9 +69,13 @@ SOURCES = {
     | {"distribution": "c51", "atoms": 51, "v_min": -10.0, "v_max": 10.0, "initialiser": "rainbow"}
     | {"learning_rate": 2.5e-4, "adam_eps": 3.125e-4, "n_step": 1},
     # cleanrl/dqn_atari_jax.py
-    "dqn_cleanrl": SHARED
-    | {"loss": "mse", "learning_rate": 1e-4, "adam_eps": 1e-8, "initialiser": "lecun", "padding": "valid"}
-    | {"warmup": 80_000, "target_period": 250, "epsilon_end": 0.01, "epsilon_eval": 0.01, "replay_ratio": 0.25},
+    "dqn_cleanrl": CLEANRL_DQN,
+    # errr/rrc: dqn_atari_jax_rrc.py, c51_atari_jax_rrc.py, c51_atari_jax_wor.py
+    "rrc_dqn": CLEANRL_DQN,
+    "rrc_c51": CLEANRL_C51,
+    "wor_c51": CLEANRL_C51,
+    "lap_ddqn": LAP,
+    "rrm_ddqn_lap": LAP,
     # dopamine/labs/atari_100k/configs/DrQ_eps.gin
     "drq_eps": SHARED
     | {"n_step": 10, "double": True, "dueling": True, "distribution": "none", "warmup": 1_600, "replay_ratio": 1.0}
@@ -49,8 +98,32 @@ def test_presets_are_their_sources(name: str) -> None:
     assert {field: getattr(agent, field) for field in SOURCES[name]} == SOURCES[name]
 
 
-def test_cleanrl_epsilon_is_on_its_line() -> None:
+RUNS = {  # protocol, agent steps, replay
+    "dqn_dopamine": ("dopamine", 10_000_000, "uniform"),
+    "c51_dopamine": ("dopamine", 10_000_000, "uniform"),
+    "dqn_cleanrl": ("cleanrl", 10_000_000, "uniform"),
+    "rrc_dqn": ("cleanrl", 10_000_000, "reshuffled"),
+    "rrc_c51": ("cleanrl", 10_000_000, "reshuffled"),
+    "wor_c51": ("cleanrl", 10_000_000, "without_replacement"),
+    "lap_ddqn": ("dopamine", 50_000_000, "prioritized:alpha=0.6,beta=0,minimum=0.01"),
+    "rrm_ddqn_lap": ("dopamine", 50_000_000, "masked:alpha=0.6,minimum=0.01"),
+    "drq_eps": ("atari100k", 100_000, "uniform"),
+    "dqn_minatar": (None, 500_000, "uniform"),
+    "sac_mujoco": (None, 1_000_000, "uniform"),
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_runs(name: str) -> None:
+    preset = PRESETS[name]
+    experiment = Experiment(agent=preset.agent, env="some/Env", **preset.experiment)  # checks the replay's SPEC
+    assert (experiment.protocol, experiment.steps, experiment.replay) == RUNS[name]
+    assert "\n" not in preset.source and len(preset.source) < 120
+
+
+@pytest.mark.parametrize("name", ["dqn_cleanrl", "rrc_dqn", "rrc_c51", "wor_c51"])
+def test_cleanrl_epsilon_is_on_its_line(name: str) -> None:
     """CleanRL goes from 1 at step 0 to .01 at step 1e6; at the end of its warm-up it is where ours begins."""
-    agent = PRESETS["dqn_cleanrl"].agent
+    agent = PRESETS[name].agent
     assert agent.epsilon_start == pytest.approx(1 - 0.99 * agent.warmup / 1e6)
     assert agent.warmup + agent.epsilon_decay_steps == 1_000_000

@@ -1,6 +1,6 @@
 """Named, cited configurations; every flag overrides them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..agents import DQN, SAC
@@ -14,6 +14,39 @@ class Preset:
     experiment: dict[str, Any] = field(default_factory=dict)  # other fields of Experiment
 
 
+CLEANRL_DQN = DQN(
+    loss="mse",
+    padding="valid",
+    learning_rate=1e-4,
+    adam_eps=1e-8,
+    target_period=250,  # 1,000 agent steps at an update every 4
+    initialiser="lecun",
+    # CleanRL's line from 1 at step 0 to .01 at step 1e6, from the end of the warm-up on
+    epsilon_start=0.9208,
+    epsilon_decay_steps=920_000,
+    epsilon_eval=0.01,
+    warmup=80_000,
+)
+CLEANRL_C51 = replace(
+    CLEANRL_DQN,
+    distribution="c51",
+    loss="huber",  # not read: C51 has its cross entropy
+    learning_rate=2.5e-4,
+    adam_eps=3.125e-4,  # .01 / 32
+    target_period=2_500,  # 10,000 agent steps
+)
+LAP_DDQN = DQN(
+    double=True,
+    loss="lap",
+    padding="valid",
+    initialiser="pytorch",
+    optimizer="rmsprop",
+    target_period=8_000,  # of their iterations, which are gradient steps, not agent steps
+    epsilon_decay_steps=1_000_000,  # 250,000 of their iterations, at an update every 4
+)
+CLEANRL_RUN = {"protocol": "cleanrl", "steps": 10_000_000, "eval_every": 250_000}
+LAP_RUN = {"protocol": "dopamine", "steps": 50_000_000, "eval_every": 250_000}
+
 PRESETS: dict[str, Preset] = {
     "dqn_dopamine": Preset(
         DQN(loss="mse"),
@@ -26,21 +59,34 @@ PRESETS: dict[str, Preset] = {
         {"protocol": "dopamine", "steps": 10_000_000, "eval_every": 250_000},
     ),
     "dqn_cleanrl": Preset(
-        DQN(
-            loss="mse",
-            padding="valid",
-            learning_rate=1e-4,
-            adam_eps=1e-8,
-            target_period=250,  # 1,000 agent steps at an update every 4
-            initialiser="lecun",
-            # CleanRL's line from 1 at step 0 to .01 at step 1e6, from the end of the warm-up on
-            epsilon_start=0.9208,
-            epsilon_decay_steps=920_000,
-            epsilon_eval=0.01,
-            warmup=80_000,
-        ),
+        CLEANRL_DQN,
         "Huang et al. (2022), CleanRL's dqn_atari_jax.py; no sticky actions, life-loss ends, FIRE on reset",
-        {"protocol": "cleanrl", "steps": 10_000_000, "eval_every": 250_000},
+        CLEANRL_RUN,
+    ),
+    "rrc_dqn": Preset(
+        CLEANRL_DQN,
+        "Fujita (2025), DQN with RR-C: CleanRL's dqn_atari_jax.py, reshuffled; evaluated at training's last epsilon",
+        CLEANRL_RUN | {"replay": "reshuffled"},
+    ),
+    "rrc_c51": Preset(
+        CLEANRL_C51,
+        "Fujita (2025), C51 with RR-C: CleanRL's c51_atari_jax.py, reshuffled; its logarithm is not clipped here",
+        CLEANRL_RUN | {"replay": "reshuffled"},
+    ),
+    "wor_c51": Preset(
+        CLEANRL_C51,
+        "Fujita (2025), C51 with batches without replacement; else as rrc_c51",
+        CLEANRL_RUN | {"replay": "without_replacement"},
+    ),
+    "lap_ddqn": Preset(
+        LAP_DDQN,
+        "Fujimoto et al. (2020), LAP's Atari code; here pixels / 255, biases of zero, and a cut game's end is stored",
+        LAP_RUN | {"replay": "prioritized:alpha=0.6,beta=0,minimum=0.01"},
+    ),
+    "rrm_ddqn_lap": Preset(
+        LAP_DDQN,
+        "Fujita (2025), double DQN with LAP and RR-M; differs as lap_ddqn does, and has sticky actions",
+        LAP_RUN | {"replay": "masked:alpha=0.6,minimum=0.01"},
     ),
     "drq_eps": Preset(
         DQN(
