@@ -17,6 +17,7 @@ resprout: deep reinforcement learning that keeps learning
   resprout train AGENT --env ENV [FLAG ...]     train; `resprout train AGENT --help` lists every flag
   resprout train --resume DIR [--steps N]       go on with a run that was stopped, or with a finished one
   resprout eval DIR [--episodes N] [--video FILE.mp4]     play the newest checkpoint of a run
+  resprout export DIR --minari NAME             the replay of a run with --save-replay as a Minari data set
   resprout list agents|envs|replays|presets     what there is, a line each
   resprout --version
 
@@ -27,7 +28,7 @@ minatar/Breakout or gym/ANY-GYMNASIUM-ID.
   resprout train dqn --env atari/Boxing --preset drq_eps
   resprout train dqn --env gym/CartPole-v1 --steps 20000 --agent.warmup 1000 --agent.replay-ratio 1
 """
-COMMANDS = ("train", "eval", "list")
+COMMANDS = ("train", "eval", "export", "list")
 LISTS = ("agents", "envs", "replays", "presets")
 
 
@@ -67,7 +68,13 @@ def dispatch(arguments: list[str]) -> int:
             raise UsageError(
                 f"unknown command {command!r}{nearest(command, COMMANDS)}; there are: {', '.join(COMMANDS)}"
             )
-        return {"train": train_command, "eval": eval_command, "list": list_command}[command](rest)
+        commands = {
+            "train": train_command,
+            "eval": eval_command,
+            "export": export_command,
+            "list": list_command,
+        }
+        return commands[command](rest)
     except ValueError as error:  # UsageError, ExperimentError, EnvError, CheckpointError and the agents' own checks
         return fail(error, 2)
     except OSError as error:
@@ -242,6 +249,27 @@ def eval_command(arguments: list[str]) -> int:
     print(f"return: {result.mean:.1f} (mean of {asked.episodes} evaluation episodes)")
     if asked.video:
         print(f"video: {asked.video}")
+    return 0
+
+
+def export_command(arguments: list[str]) -> int:
+    parser = OneLineParser(prog="resprout export", description="Write the replay of a run as a data set.")
+    parser.add_argument("directory", type=Path, help="run directory of a run with --save-replay")
+    parser.add_argument("--minari", required=True, metavar="NAME", help="local Minari data set to make, FOLDER/NAME-v0")
+    asked = parser.parse_args(arguments)
+    experiment = read_config(asked.directory)
+    from ..replay import PastReplay, export_minari
+
+    past = PastReplay(asked.directory / "replay", checksums=True)
+    clip = past.description.reward_clip
+    path = export_minari(
+        past,
+        asked.minari,
+        algorithm_name=experiment.agent_name,
+        description=f"All that a run of resprout stored while it trained on {experiment.env}, seed {experiment.seed}"
+        + ("." if clip is None else f"; rewards are clipped to {clip:g}."),
+    )
+    print(f"{asked.minari}: {len(past)} agent steps in {path}")
     return 0
 
 

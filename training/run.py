@@ -134,7 +134,7 @@ def train(experiment: Experiment, *, resume: str | Path | None = None, quiet: bo
     with ExitStack() as stack:
         env = stack.enter_context(closing(make_env(experiment, training=True, num_envs=experiment.num_envs)))
         agent = experiment.agent.build(env.spec)
-        recorded = json.loads((Path(resume) / "config.json").read_text())["sources"] if resume else []
+        recorded = json.loads((Path(resume) / "config.json").read_text()).get("sources", []) if resume else []
         description = describe_replay(experiment, env.spec)
         past = open_sources(experiment.replay_from, experiment.agent.batch_size, description, recorded)
         replay_memory = check_memory(experiment, env.spec)
