@@ -10,7 +10,7 @@ INSTALLED := .venv/.installed
 PEERS := .venv-peers/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow lint format bench-peers lock clean
+.PHONY: help setup train test test-slow lint format bench-peers bench-replay lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ format: setup ## put the code in the form that lint asks for
 
 bench-peers: setup $(PEERS) ## speed beside sbx and Stable-Baselines3, in paired runs; flags in BENCH="..."
 	.venv/bin/python -m resprout.benchmarks.peers --peers-python .venv-peers/bin/python $(BENCH)
+
+bench-replay: setup $(PEERS) ## speed and memory of the replay beside Stable-Baselines3, cpprb and flashbax; flags in BENCH="..."
+	.venv/bin/python -m resprout.benchmarks.replay_speed --peers-python .venv-peers/bin/python $(BENCH)
 
 $(PEERS): requirements-peers.txt
 	$(PYTHON) -m venv .venv-peers

@@ -1,0 +1,112 @@
+"""`resprout bench`: run a suite or a simulation, and sum up what is finished."""
+
+import sys
+from argparse import ArgumentDefaultsHelpFormatter
+from pathlib import Path
+
+from rich.console import Console
+
+from ..training.__main__ import OneLineParser, UsageError, first_line
+from ..training.specs import nearest
+from . import draw_counts
+from .runner import is_finished, read_returns, run_all, runs, tables
+from .suites import SUITES, Suite
+
+SIMULATIONS = {"errr-counts": "Fujita (2025), arXiv 2503.02269: draws of a transition over its life, all samplers"}
+USAGE = """\
+resprout bench run SUITE [--jobs N] [--budget laptop|paper] [--out DIR] [FLAG ...]     run what is not finished yet
+resprout bench table SUITE [--out DIR]                                                sum up what is finished
+"""
+
+
+def names() -> list[tuple[str, str]]:
+    """Name and source of everything that can be run."""
+    return [*((name, first_line(suite.__doc__)) for name, suite in SUITES.items()), *SIMULATIONS.items()]
+
+
+def bench(arguments: list[str]) -> int:
+    """`arguments` after `resprout bench`; the result is the exit code. ValueError, in one line, for bad input."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    if arguments[0] not in ("run", "table"):
+        raise UsageError(f"cannot {arguments[0]!r}; resprout bench run|table SUITE")
+    action, rest = arguments[0], arguments[1:]
+    known = [name for name, _ in names()]
+    if not rest or rest[0].startswith("-"):
+        raise UsageError(f"which suite? resprout bench {action} SUITE; there are: {', '.join(known)}")
+    name, flags = rest[0], rest[1:]
+    if name not in known:
+        raise UsageError(f"unknown suite {name!r}{nearest(name, known)}; there are: {', '.join(known)}")
+    console = Console(highlight=False)
+    if name in SIMULATIONS:
+        if action == "table":
+            raise UsageError(f"{name} is a simulation and prints its table itself: resprout bench run {name}")
+        return run_draw_counts(flags, console)
+    return (run_suite if action == "run" else table_of_suite)(name, flags, console)
+
+
+def run_suite(name: str, flags: list[str], console: Console) -> int:
+    suite = SUITES[name]()
+    parser = OneLineParser(prog=f"resprout bench run {name}", description=first_line(SUITES[name].__doc__))
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on its share of the cores")
+    parser.add_argument("--budget", choices=list(suite.steps), default="laptop", help=f"agent steps: {suite.steps}")
+    parser.add_argument("--steps", type=int, help="agent steps of every run, instead of the budget's")
+    parser.add_argument("--arms", nargs="+", choices=list(suite.arms), default=list(suite.arms), metavar="ARM")
+    parser.add_argument("--tasks", nargs="+", choices=suite.tasks, default=suite.tasks, metavar="TASK")
+    parser.add_argument("--seeds", nargs="+", type=int, default=suite.seeds, metavar="SEED")
+    parser.add_argument("--keep-replay", action="store_true", help="of finished runs, so that they can be made longer")
+    parser.add_argument("--out", type=Path, default=Path("runs", name), help="default: %(default)s")
+    asked = parser.parse_args(flags)
+    if asked.jobs < 1:
+        raise UsageError(f"--jobs must be at least 1, not {asked.jobs}")
+    steps = suite.steps[asked.budget] if asked.steps is None else asked.steps
+    every = runs(suite, asked.arms, asked.tasks, asked.seeds, steps, asked.out)
+    pending = [run for run in every if not is_finished(run)]
+    console.print(f"{len(every)} runs of {steps} agent steps, {len(every) - len(pending)} of them finished")
+    failures = run_all(pending, asked.jobs, asked.keep_replay, console)
+    for failure in failures:
+        console.print(f"failed: {failure.run}: {failure.last_words} ({failure.log})", markup=False)
+    if failures:
+        return 1
+    print_tables(suite, asked.out, console)
+    return 0
+
+
+def table_of_suite(name: str, flags: list[str], console: Console) -> int:
+    parser = OneLineParser(prog=f"resprout bench table {name}", description=first_line(SUITES[name].__doc__))
+    parser.add_argument("--out", type=Path, default=Path("runs", name), help="default: %(default)s")
+    print_tables(SUITES[name](), parser.parse_args(flags).out, console)
+    return 0
+
+
+def print_tables(suite: Suite, out: Path, console: Console) -> None:
+    for table in tables(suite, read_returns(suite, out)):
+        console.print(table)
+
+
+def run_draw_counts(flags: list[str], console: Console) -> int:
+    size = draw_counts.Simulation()
+    parser = OneLineParser(
+        prog="resprout bench run errr-counts",
+        description=SIMULATIONS["errr-counts"],
+        formatter_class=ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--capacity", type=int, default=size.capacity, help="transitions in the ring")
+    parser.add_argument("--batch-size", type=int, default=size.batch_size, help="transitions")
+    parser.add_argument("--period", type=int, default=size.period, help="agent steps between batches")
+    parser.add_argument("--learning-starts", type=int, default=size.learning_starts, help="agent steps")
+    parser.add_argument("--lives", type=int, default=size.lives, help="transitions that are followed to their end")
+    parser.add_argument("--spread", type=float, default=size.spread, help="standard deviation of log(priority)")
+    parser.add_argument("--seed", type=int, default=size.seed, help="of the draws and the priorities")
+    known = list(draw_counts.SAMPLERS)
+    parser.add_argument("--samplers", nargs="+", choices=known, default=known, metavar="SAMPLER", help="some of them")
+    parser.add_argument("--out", type=Path, default=Path("runs", "errr-counts"), help="directory")
+    asked = vars(parser.parse_args(flags))
+    samplers, out = asked.pop("samplers"), asked.pop("out")
+    draw_counts.run(draw_counts.Simulation(**asked), samplers, out, console)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(bench(sys.argv[1:]))
