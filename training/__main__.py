@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import io
 import json
 import os
@@ -11,6 +10,8 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .specs import nearest
+
 USAGE = """\
 resprout: deep reinforcement learning that keeps learning
 
@@ -18,7 +19,9 @@ resprout: deep reinforcement learning that keeps learning
   resprout train --resume DIR [--steps N]       go on with a run that was stopped, or with a finished one
   resprout eval DIR [--episodes N] [--video FILE.mp4]     play the newest checkpoint of a run
   resprout export DIR --minari NAME             the replay of a run with --save-replay as a Minari data set
-  resprout list agents|envs|replays|presets     what there is, a line each
+  resprout bench run SUITE [--jobs N] [--budget laptop|paper] [--out DIR]      run what is not finished yet of a suite
+  resprout bench table SUITE [--out DIR]        sum up what is finished
+  resprout list agents|envs|replays|presets|suites     what there is, a line each
   resprout --version
 
 AGENT is dqn or sac. ENV is atari/Breakout, mujoco/HalfCheetah-v5, dmc/walker-run, metaworld/hammer,
@@ -28,8 +31,8 @@ minatar/Breakout or gym/ANY-GYMNASIUM-ID.
   resprout train dqn --env atari/Boxing --preset drq_eps
   resprout train dqn --env gym/CartPole-v1 --steps 20000 --agent.warmup 1000 --agent.replay-ratio 1
 """
-COMMANDS = ("train", "eval", "export", "list")
-LISTS = ("agents", "envs", "replays", "presets")
+COMMANDS = ("train", "eval", "export", "bench", "list")
+LISTS = ("agents", "envs", "replays", "presets", "suites")
 
 
 class UsageError(ValueError):
@@ -72,6 +75,7 @@ def dispatch(arguments: list[str]) -> int:
             "train": train_command,
             "eval": eval_command,
             "export": export_command,
+            "bench": bench_command,
             "list": list_command,
         }
         return commands[command](rest)
@@ -86,11 +90,6 @@ def dispatch(arguments: list[str]) -> int:
 def fail(error: Any, code: int) -> int:
     print("resprout:", " ".join(str(error).split()), file=sys.stderr)
     return code
-
-
-def nearest(word: str, words: Any) -> str:
-    found = difflib.get_close_matches(word, list(words), n=3)
-    return f" (did you mean {' or '.join(found)}?)" if found else ""
 
 
 def train_command(arguments: list[str]) -> int:
@@ -273,6 +272,12 @@ def export_command(arguments: list[str]) -> int:
     return 0
 
 
+def bench_command(arguments: list[str]) -> int:
+    from ..benchmarks.__main__ import bench
+
+    return bench(arguments)
+
+
 def list_command(arguments: list[str]) -> int:
     if len(arguments) != 1 or arguments[0] not in LISTS:
         asked = f"cannot list {' '.join(arguments)!r}; " if arguments else ""
@@ -288,6 +293,10 @@ def listing(kind: str) -> list[tuple[str, str]]:
         from ..envs import list_envs
 
         return [(name, family) for family, names in list_envs().items() for name in names]
+    if kind == "suites":
+        from ..benchmarks.__main__ import names
+
+        return names()
     from .experiment import AGENTS, REPLAYS
     from .presets import PRESETS
 
