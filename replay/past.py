@@ -135,10 +135,11 @@ class PastReplay:
         for index in np.unique(owner):
             segment, where = self._segments[index], (owner == index).nonzero()[0]
             rows = slots[where] - (self._stops[index] - len(segment["reward"]))
+            places = dict.fromkeys(columns, rows)
+            if "frames" in columns:
+                places["frames"] = np.searchsorted(segment["frame_ids"], segment["references"].take(rows, axis=0))
             for name, column in columns.items():
-                if name == "frames":
-                    rows = np.searchsorted(segment["frame_ids"], segment["references"].take(rows, axis=0))
-                column[where] = segment[name].take(rows, axis=0)
+                column[where] = segment[name].take(places[name], axis=0)
         return columns
 
     def episodes(self) -> Iterator["Episode"]:

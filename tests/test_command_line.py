@@ -37,6 +37,11 @@ BAD_INPUT = [
     (["train", "--resume", "nowhere"], "nowhere is not a run directory"),
     (["eval", "nowhere"], "nowhere is not a run directory"),
     (["eval", "nowhere", "--episodes", "0"], "--episodes must be at least 1"),
+    (["export", "nowhere", "--minari", "x-v0"], "nowhere is not a run directory"),
+    (["export", "nowhere"], "required: --minari"),
+    (["train", "dqn", "--env", "gym/CartPole-v1", "--replay-from"], "--replay-from needs a value"),
+    (["train", "dqn", "--env", "gym/CartPole-v1", "--replay-from", "nowhere"], "nowhere/replay: no saved replay there"),
+    (["train", "dqn", "--env", "gym/CartPole-v1", "--replay-from", "nowhere:1.5"], "must be between 0 and 1, not 1.5"),
     (["list", "agnets"], "resprout list agents|envs"),
 ]
 

@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +292,26 @@ def test_a_killed_run_goes_on_with_its_saved_replay(tmp_path: Path, past_run: Pa
     resumed, whole = PastReplay(tmp_path / "killed" / "replay", checksums=True), PastReplay(past_run / "replay")
     assert_same(resumed.gather(np.arange(400)), whole.gather(np.arange(400)))
     assert len(resumed) == 400
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_instant_leaves_it_readable(tmp_path: Path) -> None:
+    """Actions are random to the end, so a shorter run stores the first part of what a longer one does."""
+    flags = ["--env", "minatar/Breakout", "--agent.capacity", "100", "--save-replay", "--eval-episodes", "0"]
+    flags += ["--steps", "1000000", "--agent.warmup", "999999", "--out", str(tmp_path / "killed")]
+    killed = subprocess.Popen([str(Path(sys.executable).with_name("resprout")), "train", "dqn", *flags])
+    while len(list((tmp_path / "killed").glob("replay/0*"))) < 5:
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    past = PastReplay(tmp_path / "killed" / "replay", checksums=True)
+    count = len(past)
+    assert count >= 5 * 99
+    agent = dataclasses.replace(AGENT, warmup=count, capacity=count)
+    train(experiment(tmp_path / "whole", "minatar/Breakout", agent, steps=count + 1, save_replay=True), quiet=True)
+    whole = PastReplay(tmp_path / "whole" / "replay")
+    assert_same(past.gather(np.arange(count)), whole.gather(np.arange(count)))
 
 
 @pytest.mark.parametrize(("replay", "sources"), [("uniform", ("{}",)), ("reshuffled", ("{}:0.25", "{}/../copy:0.3"))])

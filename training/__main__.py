@@ -97,6 +97,7 @@ def train_command(arguments: list[str]) -> int:
     from .presets import PRESETS
 
     preset_name, resume = flag_value(arguments, "--preset"), flag_value(arguments, "--resume")
+    flag_value(arguments, "--replay-from")  # a list without a value would pass for an empty one
     agent_name = arguments[0] if arguments and not arguments[0].startswith("-") else None
     flags = arguments[1:] if agent_name else arguments
     if agent_name is not None and agent_name not in AGENTS:
