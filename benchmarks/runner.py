@@ -216,20 +216,16 @@ def differences(arm: dict[int, float], baseline: dict[int, float]) -> NDArray[np
 
 
 def tables(suite: Suite, returns: Returns) -> list[Table]:
-    """Interquartile mean of every arm, and of its differences to its baseline; 95 % intervals."""
+    """Interquartile mean of every arm, its mean on every task, and its differences to its baseline; 95 % intervals."""
     tasks = [task for task in suite.tasks if any(by_task[task] for by_task in returns.values())]
     scale, reference = scales(returns, tasks), scale_arm(returns, tasks)
     unit = "return" if reference is None else f"return / mean return of {reference} on the task"
-    arms = Table(
-        *("arm", "runs", "IQM", "95 % interval", *(f"{task.partition('/')[2]}\nmean return" for task in tasks)),
-        title=f"Last evaluation; IQM of {unit}",
-        box=SIMPLE,
-    )
+    arms = Table(*("arm", "runs", "IQM", "95 % interval"), title=f"Last evaluation: IQM of {unit}", box=SIMPLE)
+    means = Table("arm", *(task.partition("/")[2] for task in tasks), title="Mean return of the runs", box=SIMPLE)
     for arm, by_task in returns.items():
         interval = stratified_interval([np.array(list(by_task[task].values())) / scale[task] for task in tasks])
-        means = [f"{np.mean(list(by_task[task].values())):.1f}" if by_task[task] else "" for task in tasks]
-        arms.add_row(arm, str(sum(len(seeds) for seeds in by_task.values())), *cells(interval), *means)
-
+        arms.add_row(arm, str(sum(len(seeds) for seeds in by_task.values())), *cells(interval))
+        means.add_row(arm, *(f"{np.mean(list(by_task[task].values())):.1f}" if by_task[task] else "" for task in tasks))
     pairs = Table(
         *("arm less baseline", "pairs", "IQM", "95 % interval", ""),
         title="Differences of paired seeds, in the same unit",
@@ -239,8 +235,8 @@ def tables(suite: Suite, returns: Returns) -> list[Table]:
         if arm in returns and baseline in returns:
             paired = [differences(returns[arm][task], returns[baseline][task]) / scale[task] for task in tasks]
             interval = stratified_interval(paired)
-            pairs.add_row(f"{arm} - {baseline}", str(sum(map(len, paired))), *cells(interval), verdict(interval))
-    return [arms, pairs]
+            pairs.add_row(f"{arm}\n- {baseline}", str(sum(map(len, paired))), *cells(interval), verdict(interval))
+    return [arms, means, pairs]
 
 
 def cells(interval: Interval) -> tuple[str, str]:

@@ -186,7 +186,8 @@ def test_end_to_end_stopped_and_gone_on_with(tmp_path):
     flags = ["--arms", "dqn-mu2-wr", "dqn-mu2-rrc", *ONE_GAME, "--steps", "5500", "--jobs", "2", "--out", str(tmp_path)]
     process = subprocess.Popen([*COMMAND, *flags], stdout=subprocess.PIPE, text=True)
     first = tmp_path / "dqn-mu2-wr" / "minatar-Breakout" / "s0"
-    while not (first / "config.json").exists():
+    metrics = first / "metrics.jsonl"
+    while not (metrics.exists() and metrics.stat().st_size):
         assert process.poll() is None
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
@@ -196,7 +197,7 @@ def test_end_to_end_stopped_and_gone_on_with(tmp_path):
 
     done = subprocess.run([*COMMAND, *flags], check=True, capture_output=True, text=True)
     assert "4 runs of 5500 agent steps, 0 of them finished" in done.stdout
-    assert "dqn-mu2-rrc - dqn-mu2-wr" in done.stdout
+    assert "- dqn-mu2-wr" in done.stdout and "4/4" in done.stdout
     assert json.loads((first / "summary.json").read_text())["agent_steps"] == 5500
     again = subprocess.run([*COMMAND, *flags], check=True, capture_output=True, text=True)
     assert "4 of them finished" in again.stdout
