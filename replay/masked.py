@@ -1,5 +1,7 @@
 """Prioritised random reshuffling (RR-M): a slot that was drawn more often than its priority entitles it to is masked."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,11 +15,19 @@ MASK = 1e-8  # factor on a masked priority: drawn only where nothing else is lef
 TILT = 1e-3  # how far `tilt` may go before the state is settled
 NEVER = float(np.finfo(np.float32).max) / 4  # a progress that is not reached
 
-# Columns of the two trees. Sums: of priorities, and of priorities as drawn from, masked ones times MASK.
+# Columns of the tree. Sums: of priorities, and of priorities as drawn from, masked ones times MASK.
 PRIORITY, DRAWABLE = 0, 1
 # Minima: of the progress at which masked slots turn, and of minus that of the others; each at a tilt of -TILT and of TILT.
 # A minimum of linear functions is concave, so that between the two ends it is not below the line through them.
-DUE, OVERDUE = slice(0, 2), slice(2, 4)
+DUE, OVERDUE = slice(2, 4), slice(4, 6)
+
+
+def combine(nodes: jax.Array, axis: int) -> jax.Array:
+    """A node of the tree from those below it, [..., 6]."""
+    return jnp.concatenate([nodes[..., :2].sum(axis), nodes[..., 2:].min(axis)], axis=-1)
+
+
+EMPTY = (0.0, 0.0, NEVER, NEVER, NEVER, NEVER)
 
 
 class MaskedState(struct.PyTreeNode):
@@ -33,11 +43,9 @@ class MaskedState(struct.PyTreeNode):
     """
 
     key: jax.Array
-    sums: trees.Tree  # [., 2]
-    minima: trees.Tree  # [., 4]
+    tree: trees.Tree  # [., 6]
     drawn: jax.Array  # [capacity] int32: A
-    debt: jax.Array  # [capacity] float, when last written down
-    since: jax.Array  # [capacity] float
+    ledger: jax.Array  # [capacity, 2] float: the debt when last written down, and since what progress
     progress: jax.Array  # () float
     progress_low: jax.Array  # () float: what rounding kept out of it
     tilt: jax.Array  # () float
@@ -72,14 +80,12 @@ def masked(
     check_exponents("masked", capacity, alpha, minimum)
 
     def init(key: jax.Array) -> MaskedState:
-        zeros, zero = jnp.zeros(capacity), jnp.zeros(())
+        zero = jnp.zeros(())
         return MaskedState(
             key=key,
-            sums=trees.empty((capacity, 2), 0.0),
-            minima=trees.empty((capacity, 4), NEVER),
+            tree=trees.empty((capacity, 6), jnp.array(EMPTY)),
             drawn=jnp.zeros(capacity, jnp.int32),
-            debt=zeros,
-            since=zeros,
+            ledger=jnp.zeros((capacity, 2)),
             progress=zero,
             progress_low=zero,
             tilt=zero,
@@ -90,103 +96,108 @@ def masked(
 
     def add(state: MaskedState, slots: jax.Array) -> MaskedState:
         slots = new_slots(slots, capacity, reference_off_by_one)
-        written = slots >= 0
-        lost = jnp.where(written, draw_debt(state, slots), 0).sum()
-        lost_draws = jnp.where(written, state.drawn[slots], 0).sum()
+        written, before = slots >= 0, _accounts(state, slots)
+        lost = jnp.where(written, _debt(state, before), 0).sum()
+        lost_draws = jnp.where(written, before.drawn, 0).sum()
         # The other expectations sum to `remaining + lost` and are to sum to `remaining`, as the draws do.
         remaining = state.all_drawn - lost_draws
         growth = jnp.where(remaining > 0, -lost / (remaining + lost), 0)
-        state = state.replace(
-            drawn=_put(state.drawn, slots, 0),
-            debt=_put(state.debt, slots, 0),
-            since=_put(state.since, slots, state.progress),
-            all_drawn=remaining,
-            tilt=state.tilt + (1 - state.tilt) * growth / (1 + growth),
-        )
-        return _write(state, slots, jnp.full(slots.shape, state.highest))
+        tilt = state.tilt + (1 - state.tilt) * growth / (1 + growth)
+        state = state.replace(drawn=_put(state.drawn, slots, 0), all_drawn=remaining, tilt=tilt)
+        nothing = jnp.zeros(slots.shape)
+        return _store(state, slots, Account(nothing + state.highest, jnp.zeros(slots.shape, jnp.int32), nothing))
 
     def sample(state: MaskedState, batch_size: int) -> tuple[MaskedState, jax.Array, jax.Array]:
-        refuse_empty("masked", state.sums[-1])
+        refuse_empty("masked", state.tree[-1][:, PRIORITY])
         state = with_current_masks(state, batch_size)
         key, draw_key = jax.random.split(state.key)
         draw = _draw_strata if stratified else _draw_distinct
-        slots = draw(draw_key, state.sums, batch_size)
+        slots, tree = draw(draw_key, state.tree, batch_size)
         # the running sum is kept to twice the precision, as its terms grow ever smaller beside it
-        term = batch_size * (1 - state.tilt) / trees.root(state.sums, jnp.sum)[PRIORITY] + state.progress_low
+        term = batch_size * (1 - state.tilt) / combine(state.tree[-1], 0)[PRIORITY] + state.progress_low
         progress = state.progress + term
         progress_low = term - (progress - state.progress)
         state = state.replace(
             key=key,
+            tree=tree,
             drawn=state.drawn.at[slots].add(1),
-            debt=state.debt.at[slots].add(1),
+            ledger=state.ledger.at[slots, 0].add(1),
             progress=progress,
             progress_low=progress_low,
             all_drawn=state.all_drawn + batch_size,
             unsettled=state.unsettled + batch_size,
         )
-        return _write(state, slots, _priority(state, slots)), slots, jnp.ones(batch_size, jnp.float32)
+        return _store(state, slots, _accounts(state, slots)), slots, jnp.ones(batch_size, jnp.float32)
 
     def update(state: MaskedState, slots: jax.Array, priorities: jax.Array) -> MaskedState:
         values = powers(priorities, alpha, minimum, state.highest)
         highest = jnp.maximum(state.highest, jnp.max(values, where=slots >= 0, initial=0))
-        # what the old priority has earned is written down
-        debt = state.debt[slots] - _priority(state, slots) * (state.progress - state.since[slots])
-        state = state.replace(
-            highest=highest,
-            debt=_put(state.debt, slots, debt),
-            since=_put(state.since, slots, state.progress),
-        )
-        return _write(state, slots, values)
+        account = _accounts(state, slots)._replace(priority=values)
+        return _store(state.replace(highest=highest), slots, account)
 
     return Sampler(init, add, sample, update)
 
 
-def draw_debt(state: MaskedState, slots: jax.Array) -> jax.Array:
-    """[B]: draws of these slots so far minus those that their priorities entitled them to; masked where positive."""
-    return _unscaled_debt(state, slots, _priority(state, slots)) / (1 - state.tilt)
+class Account(NamedTuple):
+    """Of some slots, at the present progress."""
+
+    priority: jax.Array  # [B]
+    drawn: jax.Array  # [B] int32
+    debt: jax.Array  # [B]: without scale and tilt
 
 
-def _unscaled_debt(state: MaskedState, slots: jax.Array, priority: jax.Array) -> jax.Array:
-    earned = priority * (state.progress - state.since[slots])
-    return state.debt[slots] - state.tilt * state.drawn[slots] - earned
+def draw_debt(state: MaskedState) -> jax.Array:
+    """[capacity]: draws of each slot so far minus those that its priority entitled it to; masked where positive."""
+    return _debt(state, _all_accounts(state))
 
 
-def _tolerance(state: MaskedState) -> float:
-    """A debt that is 0 but for rounding is none, so that equal priorities give exact epochs."""
-    return 1e-5 if state.debt.dtype == jnp.float32 else 1e-9
+def _debt(state: MaskedState, account: Account) -> jax.Array:
+    return (account.debt - state.tilt * account.drawn) / (1 - state.tilt)
 
 
-def _priority(state: MaskedState, slots: jax.Array) -> jax.Array:
-    return state.sums[0][slots, PRIORITY]
+def _accounts(state: MaskedState, slots: jax.Array) -> Account:
+    return _account(state, state.tree[0][slots], state.drawn[slots], state.ledger[slots])
+
+
+def _all_accounts(state: MaskedState) -> Account:
+    return _account(state, state.tree[0][: len(state.drawn)], state.drawn, state.ledger)
+
+
+def _account(state: MaskedState, leaves: jax.Array, drawn: jax.Array, ledger: jax.Array) -> Account:
+    priority = leaves[:, PRIORITY]
+    return Account(priority, drawn, ledger[:, 0] - priority * (state.progress - ledger[:, 1]))
 
 
 def _put(array: jax.Array, slots: jax.Array, values: jax.Array | int) -> jax.Array:
     return array.at[jnp.where(slots >= 0, slots, len(array))].set(values, mode="drop")
 
 
-def _write(state: MaskedState, slots: jax.Array, priorities: jax.Array) -> MaskedState:
-    """Priorities of `slots` set, and all that follows from these and from their counts."""
-    drawable, minima = _leaves(state, slots, priorities)
+def _store(state: MaskedState, slots: jax.Array, account: Account) -> MaskedState:
+    """What was earned so far is written down, and all in the tree that follows."""
+    ledger = jnp.stack([account.debt, jnp.broadcast_to(state.progress, account.debt.shape)], axis=1)
     return state.replace(
-        sums=trees.write(state.sums, slots, jnp.stack([priorities, drawable], axis=1), jnp.sum),
-        minima=trees.write(state.minima, slots, minima, jnp.min),
+        ledger=_put(state.ledger, slots, ledger),
+        tree=trees.write(state.tree, slots, _leaves(state, account), combine),
     )
 
 
-def _leaves(state: MaskedState, slots: jax.Array, priority: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What the trees are to hold for `slots` of these priorities: [B] what to draw by, [B, 4] minima."""
-    tolerance, precision = _tolerance(state), float(np.finfo(state.debt.dtype).eps)
-    since, debt = state.since[slots], state.debt[slots]
-    is_masked = _unscaled_debt(state, slots, priority) > tolerance
-    tilted = TILT * state.drawn[slots]
+def _leaves(state: MaskedState, account: Account) -> jax.Array:
+    """[B, 6]: what the tree is to hold for slots of these accounts."""
+    priority, drawn, debt = account
+    is_single = debt.dtype == jnp.float32
+    # A debt that is 0 but for rounding is none, so that equal priorities give exact epochs.
+    tolerance, precision = (1e-5 if is_single else 1e-9), float(np.finfo(debt.dtype).eps)
+    is_masked = _debt(state, account) > tolerance
+    tilted = TILT * drawn
     # Progress at which the debt is the tolerance, early enough to allow for rounding: what is found is looked at exactly.
-    at_ends = since[:, None] + (debt[:, None] + jnp.stack([tilted, -tilted], axis=1) - tolerance) / priority[:, None]
-    margin = 8 * precision * (since + state.progress + (jnp.abs(debt) + tilted + tolerance) / priority)[:, None]
-    due = jnp.where(is_masked[:, None], at_ends - margin, NEVER)
-    may_be_overdue = ~is_masked & (state.drawn[slots] > 0)  # never drawn, it owes nothing at any scale
-    overdue = jnp.where(may_be_overdue[:, None], -at_ends - margin, NEVER)
+    wait = (debt[:, None] + jnp.stack([tilted, -tilted], axis=1) - tolerance) / priority[:, None]
+    margin = 8 * precision * (state.progress + (jnp.abs(debt) + tilted + tolerance) / priority)[:, None]
+    due = jnp.where(is_masked[:, None], state.progress + wait - margin, NEVER)
+    may_be_overdue = ~is_masked & (drawn > 0)  # never drawn, it owes nothing at any scale
+    overdue = jnp.where(may_be_overdue[:, None], -state.progress - wait - margin, NEVER)
     minima = jnp.where(priority[:, None] > 0, jnp.concatenate([due, overdue], axis=1), NEVER)
-    return jnp.where(is_masked, MASK * priority, priority), jnp.clip(minima, -NEVER, NEVER)
+    drawable = jnp.where(is_masked, MASK * priority, priority)
+    return jnp.concatenate([priority[:, None], drawable[:, None], jnp.clip(minima, -NEVER, NEVER)], axis=1)
 
 
 def _must_settle(state: MaskedState) -> jax.Array:
@@ -195,23 +206,19 @@ def _must_settle(state: MaskedState) -> jax.Array:
 
 def _settle(state: MaskedState) -> MaskedState:
     """The same state with progress and tilt 0, computed anew for all slots."""
-    every = jnp.arange(len(state.drawn), dtype=jnp.int32)
-    zero = jnp.zeros_like(state.progress)
+    # or XLA would do at every batch, ahead of the loop, what of this the loop does not change
+    state = jax.lax.optimization_barrier(state)
+    account, zero = _all_accounts(state), jnp.zeros_like(state.progress)
+    account = account._replace(debt=_debt(state, account))
     state = state.replace(
-        debt=draw_debt(state, every),
-        since=jnp.zeros_like(state.since),
+        ledger=jnp.stack([account.debt, jnp.zeros_like(account.debt)], axis=1),
         progress=zero,
         progress_low=zero,
         tilt=zero,
         all_drawn=state.drawn.sum(dtype=state.all_drawn.dtype),
         unsettled=jnp.zeros_like(state.unsettled),
     )
-    priority = _priority(state, every)
-    drawable, minima = _leaves(state, every, priority)
-    return state.replace(
-        sums=trees.build(jnp.stack([priority, drawable], axis=1), jnp.sum, 0.0),
-        minima=trees.build(minima, jnp.min, NEVER),
-    )
+    return state.replace(tree=trees.build(_leaves(state, account), combine, jnp.array(EMPTY)))
 
 
 def with_current_masks(state: MaskedState, batch_size: int) -> MaskedState:
@@ -222,7 +229,7 @@ def with_current_masks(state: MaskedState, batch_size: int) -> MaskedState:
     def turn(carry: tuple[MaskedState, jax.Array]) -> tuple[MaskedState, jax.Array]:
         state, start = carry
         slots, start = _find(state, start, width)
-        return _write(state, slots, _priority(state, slots)), start
+        return _store(state, slots, _accounts(state, slots)), start
 
     start = (state, jnp.zeros((), jnp.int32))
     return jax.lax.while_loop(lambda carry: carry[1] < len(state.drawn), turn, start)[0]
@@ -235,57 +242,57 @@ def _find(state: MaskedState, start: jax.Array, width: int) -> tuple[jax.Array, 
     share = (state.tilt + TILT) / (2 * TILT)
 
     def may_turn(values: jax.Array) -> jax.Array:
-        lowest = (1 - share) * values[:, 0::2] + share * values[:, 1::2]
+        lowest = (1 - share) * values[:, 2::2] + share * values[:, 3::2]
         return (lowest <= jnp.stack([state.progress, -state.progress])[None]).any(axis=1)
 
     nodes = jnp.zeros(1, jnp.int32)
-    for depth in reversed(range(len(state.minima))):
+    for depth in reversed(range(len(state.tree))):
         span = trees.FAN_OUT**depth  # slots below a node
         children = (nodes[:, None] * trees.FAN_OUT + jnp.arange(trees.FAN_OUT, dtype=jnp.int32)[None]).ravel()
         wanted = (children >= 0) & ((children + 1) * span > start)
-        wanted &= may_turn(state.minima[depth].at[children].get(mode="fill", fill_value=NEVER))
-        index = jnp.nonzero(wanted, size=width + 1, fill_value=-1)[0]
-        nodes = jnp.where(index >= 0, children[index], -1)
+        wanted &= may_turn(state.tree[depth].at[children].get(mode="fill", fill_value=NEVER))
+        place = jnp.where(wanted, jnp.cumsum(wanted, dtype=jnp.int32) - 1, width + 1)
+        nodes = jnp.full(width + 1, -1, jnp.int32).at[place].set(children, mode="drop")
         # those that find no room are left for another time
         end = jnp.where(nodes[width] >= 0, jnp.minimum(end, nodes[width] * span), end)
         nodes = nodes[:width]
     return jnp.where(nodes < end, nodes, -1), end
 
 
-def _draw_strata(key: jax.Array, sums: trees.Tree, batch_size: int) -> jax.Array:
+def _draw_strata(key: jax.Array, tree: trees.Tree, batch_size: int) -> tuple[jax.Array, trees.Tree]:
     fraction_key, draw_key = jax.random.split(key)
-    return trees.draw(draw_key, sums, trees.stratified(fraction_key, batch_size), DRAWABLE)
+    return trees.draw(draw_key, tree, trees.stratified(fraction_key, batch_size), DRAWABLE), tree
 
 
-Choice = tuple[jax.Array, trees.Tree, jax.Array, jax.Array]  # key, sums, slots chosen, how many of them
+Choice = tuple[jax.Array, trees.Tree, jax.Array, jax.Array]  # key, tree, slots chosen, how many of them
 
 
-def _draw_distinct(key: jax.Array, sums: trees.Tree, batch_size: int) -> jax.Array:
+def _draw_distinct(key: jax.Array, tree: trees.Tree, batch_size: int) -> tuple[jax.Array, trees.Tree]:
     """Independent draws; as often as it takes, those that repeat one are drawn again with what is chosen left out.
 
-    Where there are fewer slots than draws, the whole choice is repeated.
+    Where there are fewer slots than draws, the whole choice is repeated. In the tree that comes back some of the chosen
+    are still left out: they are to be written.
     """
 
-    def draw(key: jax.Array, sums: trees.Tree, chosen: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def draw(key: jax.Array, tree: trees.Tree, chosen: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
         fraction_key, draw_key = jax.random.split(key)
-        drawn = trees.draw(draw_key, sums, jax.random.uniform(fraction_key, (batch_size,)), DRAWABLE)
+        drawn = trees.draw(draw_key, tree, jax.random.uniform(fraction_key, (batch_size,)), DRAWABLE)
         new = is_first(drawn) & (jnp.arange(batch_size) < batch_size - count)
         place = jnp.where(new, count + jnp.cumsum(new, dtype=jnp.int32) - 1, batch_size)
         return chosen.at[place].set(drawn, mode="drop"), count + new.sum(dtype=jnp.int32)
 
     def redraw(carry: Choice) -> Choice:
-        key, sums, chosen, count = carry
+        key, tree, chosen, count = carry
         key, draw_key = jax.random.split(key)
         index = jnp.arange(batch_size)
         taken = jnp.where(index < count, chosen, -1)
-        priority = sums[0][taken, PRIORITY]
-        sums = trees.write(sums, taken, jnp.stack([priority, jnp.zeros_like(priority)], axis=1), jnp.sum)
-        exhausted = trees.root(sums, jnp.sum)[DRAWABLE] == 0
-        drawn, enough = draw(draw_key, sums, chosen, count)
+        tree = trees.write(tree, taken, tree[0][taken].at[:, DRAWABLE].set(0), combine)
+        exhausted = combine(tree[-1], 0)[DRAWABLE] == 0
+        drawn, enough = draw(draw_key, tree, chosen, count)
         chosen = jnp.where(exhausted, chosen[index % count], drawn)
-        return key, sums, chosen, jnp.where(exhausted, jnp.int32(batch_size), enough)
+        return key, tree, chosen, jnp.where(exhausted, jnp.int32(batch_size), enough)
 
     key, draw_key = jax.random.split(key)
-    first = (key, sums, *draw(draw_key, sums, jnp.zeros(batch_size, jnp.int32), jnp.int32(0)))
-    chosen: jax.Array = jax.lax.while_loop(lambda carry: carry[3] < batch_size, redraw, first)[2]
-    return chosen
+    first = (key, tree, *draw(draw_key, tree, jnp.zeros(batch_size, jnp.int32), jnp.int32(0)))
+    _, tree, chosen, _ = jax.lax.while_loop(lambda carry: carry[3] < batch_size, redraw, first)
+    return chosen, tree

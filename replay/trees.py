@@ -14,11 +14,11 @@ import numpy as np
 FAN_OUT = 16  # children of a node: as single-precision numbers they fill one cache line
 
 Tree = tuple[jax.Array, ...]
-Reduce = Callable[..., jax.Array]  # jnp.sum or jnp.min
+Reduce = Callable[..., jax.Array]  # (nodes, axis) -> without that axis, such as jnp.sum
 
 
-def build(leaves: jax.Array, reduce: Reduce, fill: float) -> Tree:
-    """The tree over `leaves` [N, ...]; `fill` is neutral to `reduce`. Levels are padded to multiples of FAN_OUT."""
+def build(leaves: jax.Array, reduce: Reduce, fill: jax.Array | float) -> Tree:
+    """The tree over `leaves` [N, ...]; `fill` [...] is neutral to `reduce`. Levels are padded to multiples of FAN_OUT."""
     levels = []
     while True:
         levels.append(_padded(leaves, fill))
@@ -27,18 +27,13 @@ def build(leaves: jax.Array, reduce: Reduce, fill: float) -> Tree:
         leaves = reduce(_children(levels[-1]), axis=1)
 
 
-def empty(shape: tuple[int, ...], fill: float) -> Tree:
+def empty(shape: tuple[int, ...], fill: jax.Array | float) -> Tree:
     """The tree over leaves [N, ...] that are all `fill`, without the reductions, which XLA would spend minutes folding."""
-    levels = [jnp.full((shape[0] + -shape[0] % FAN_OUT, *shape[1:]), fill)]
+    levels = [jnp.broadcast_to(fill, (shape[0] + -shape[0] % FAN_OUT, *shape[1:])).astype(float)]
     while len(levels[-1]) > FAN_OUT:
         nodes = len(levels[-1]) // FAN_OUT
-        levels.append(jnp.full((nodes + -nodes % FAN_OUT, *shape[1:]), fill))
+        levels.append(jnp.broadcast_to(fill, (nodes + -nodes % FAN_OUT, *shape[1:])).astype(float))
     return tuple(levels)
-
-
-def root(tree: Tree, reduce: Reduce) -> jax.Array:
-    """What is above all leaves, [...]."""
-    return reduce(tree[-1], axis=0)
 
 
 def write(tree: Tree, slots: jax.Array, values: jax.Array, reduce: Reduce) -> Tree:
@@ -85,9 +80,9 @@ def stratified(key: jax.Array, batch_size: int) -> jax.Array:
     return (jnp.arange(batch_size) + jax.random.uniform(key, (batch_size,))) / batch_size
 
 
-def _padded(leaves: jax.Array, fill: float) -> jax.Array:
-    missing = -len(leaves) % FAN_OUT
-    return jnp.pad(leaves, [(0, missing)] + [(0, 0)] * (leaves.ndim - 1), constant_values=fill)
+def _padded(leaves: jax.Array, fill: jax.Array | float) -> jax.Array:
+    missing = jnp.broadcast_to(fill, (-len(leaves) % FAN_OUT, *leaves.shape[1:]))
+    return jnp.concatenate([leaves, missing.astype(leaves.dtype)])
 
 
 def _children(level: jax.Array) -> jax.Array:
