@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +18,14 @@ def mixed(kind=uniform, capacities=CAPACITIES, shares=SHARES):
     return mixture(*(Part(kind(capacity), capacity, share) for capacity, share in zip(capacities, shares, strict=True)))
 
 
+UNIFORM = mixed()
+BATCH = jax.jit(UNIFORM.sample, static_argnums=1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def started(sampler, live=7, seed=0):
-    return sampler.add(sampler.init(jax.random.key(seed)), jnp.arange(live))
+    slots = jnp.arange(CAPACITIES[0])
+    return sampler.add(sampler.init(jax.random.key(seed)), jnp.where(slots < live, slots, -1))
 
 
 @pytest.mark.parametrize(
@@ -47,8 +55,7 @@ def test_a_split_is_whole_and_nowhere_off_by_one(batch_size, parts):
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 2**31 - 1), live=st.sampled_from([1, 7, 40]), batch_size=st.sampled_from([10, 33]))
 def test_every_batch_has_its_shares(seed, live, batch_size):
-    sampler = mixed()
-    _, slots, weights = sampler.sample(started(sampler, live, seed), batch_size)
+    _, slots, weights = BATCH(started(UNIFORM, live, seed), batch_size)
     assert slots.shape == weights.shape == (batch_size,)
     assert slots.dtype == jnp.int32 and weights.dtype == jnp.float32
     owner = np.searchsorted([40, 50, 75], slots, side="right")
@@ -57,13 +64,11 @@ def test_every_batch_has_its_shares(seed, live, batch_size):
 
 
 def test_the_past_is_there_whole_and_evenly():
-    sampler = mixed()
-
     def draw(state, _):
-        state, slots, _ = sampler.sample(state, 100)
+        state, slots, _ = UNIFORM.sample(state, 100)
         return state, slots
 
-    _, slots = jax.lax.scan(draw, started(sampler), length=200)
+    _, slots = jax.lax.scan(draw, started(UNIFORM), length=200)
     counts = np.bincount(np.asarray(slots).ravel(), minlength=75)
     assert (counts[7:40] == 0).all()
     for part, share in ((counts[:7], 0.5), (counts[40:50], 0.3), (counts[50:], 0.2)):
@@ -72,16 +77,16 @@ def test_the_past_is_there_whole_and_evenly():
 
 
 def test_jit_changes_nothing_and_vmap_equals_each_alone():
-    sampler = mixed()
-    state = started(sampler)
-    jitted = jax.jit(sampler.sample, static_argnums=1)
-    np.testing.assert_array_equal(sampler.sample(state, 20)[1], jitted(state, 20)[1])
+    state = started(UNIFORM)
+    np.testing.assert_array_equal(UNIFORM.sample(state, 20)[1], BATCH(state, 20)[1])
+
+    def first_batch(key):
+        return UNIFORM.sample(UNIFORM.add(UNIFORM.init(key), jnp.arange(5)), 20)[1]
+
     keys = jax.random.split(jax.random.key(3), 3)
-    states = jax.vmap(lambda key: sampler.add(sampler.init(key), jnp.arange(5)))(keys)
-    _, together, _ = jax.vmap(lambda state: sampler.sample(state, 20))(states)
+    together, alone = jax.jit(jax.vmap(first_batch))(keys), jax.jit(first_batch)
     for index, key in enumerate(keys):
-        alone = sampler.add(sampler.init(key), jnp.arange(5))
-        np.testing.assert_array_equal(together[index], sampler.sample(alone, 20)[1])
+        np.testing.assert_array_equal(together[index], alone(key))
 
 
 def test_priorities_reach_the_source_they_belong_to():
@@ -89,21 +94,21 @@ def test_priorities_reach_the_source_they_belong_to():
     state = started(sampler, live=40)
     slots = jnp.array([74, 3, 40, 49, 39, -1, 50])
     priorities = jnp.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
-    updated = sampler.update(state, slots, priorities)
+    updated = jax.jit(sampler.update)(state, slots, priorities)
     own = {0: ([3, 39], [2.0, 5.0]), 1: ([0, 9], [3.0, 4.0]), 2: ([24, 0], [1.0, 7.0])}
     for index, (part_slots, part_priorities) in own.items():
-        alone = prioritized(CAPACITIES[index]).update(state[index], jnp.array(part_slots), jnp.array(part_priorities))
+        update = jax.jit(prioritized(CAPACITIES[index]).update)
+        alone = update(state[index], jnp.array(part_slots), jnp.array(part_priorities))
         for expected, found in zip(jax.tree.leaves(alone), jax.tree.leaves(updated[index]), strict=True):
             if not jnp.issubdtype(expected.dtype, jax.dtypes.prng_key):
                 np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_what_cannot_be_sampled_is_refused():
-    sampler = mixed()
     with pytest.raises(ValueError, match="nothing has been added"):
-        sampler.sample(sampler.init(jax.random.key(0)), 10)
+        UNIFORM.sample(started(UNIFORM, live=0), 10)
     with pytest.raises(ValueError, match="leaves a source with nothing"):
-        jax.eval_shape(lambda state: sampler.sample(state, 2), started(sampler))
+        jax.eval_shape(lambda state: UNIFORM.sample(state, 2), started(UNIFORM))
 
 
 @pytest.mark.parametrize("shares", [(0.5, 0.4), (0.5, 0.6), (1.2, -0.2), (1.0, 0.0)])

@@ -120,7 +120,7 @@ def assert_same(columns: dict[str, np.ndarray], expected: dict[str, np.ndarray])
         np.testing.assert_array_equal(column, expected[name])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(case=CASES, order=st.randoms(use_true_random=False))
 def test_a_saved_replay_gives_what_the_storage_gave(
     case: dict[str, Any], order: Any, tmp_path_factory: pytest.TempPathFactory
@@ -136,7 +136,7 @@ def test_a_saved_replay_gives_what_the_storage_gave(
     assert past.description == describe(large)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(case=CASES.map(lambda case: {**case, "n_step": 1}))
 def test_episodes_come_back_whole(case: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> None:
     directory = tmp_path_factory.mktemp("past")
@@ -264,7 +264,7 @@ def test_all_that_was_stored_is_kept_whatever_the_capacity(tmp_path: Path) -> No
     for capacity in (40, 1000):
         agent = dataclasses.replace(AGENT, warmup=399, capacity=capacity)
         directory = tmp_path / str(capacity)
-        train(experiment(directory, "minatar/Breakout", agent, num_envs=2, save_replay=True), quiet=True)
+        train(experiment(directory, agent=agent, num_envs=2, save_replay=True), quiet=True)
         replays.append(PastReplay(directory / "replay", checksums=True))
     few, all_ = replays
     assert len(few) == len(all_) == 400
@@ -328,8 +328,7 @@ def test_a_resumed_mixing_run_equals_one_never_stopped(
     resumed = train(halved, resume=tmp_path / "halved", quiet=True)
     assert_equal(whole.state, resumed.state)
     assert values(tmp_path / "whole") == values(tmp_path / "halved")
-    alone = train(experiment(tmp_path / "alone", replay=replay), quiet=True)
-    assert any((a != b).any() for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(alone.state), strict=True))
+    assert values(tmp_path / "whole") != values(past_run)  # the same but for its sources and sampler
     recorded = json.loads((tmp_path / "whole" / "config.json").read_text())["sources"]
     assert [source["transitions"] for source in recorded] == [400] * len(sources)
 
