@@ -1,9 +1,11 @@
 """Atari protocols, played."""
 
+import envpool
 import numpy as np
 import pytest
 
 from resprout.envs import ATARI_PROTOCOLS, make
+from resprout.envs.backend import env_seeds
 
 
 def play(env, steps, seed=0):
@@ -35,6 +37,34 @@ def test_every_step_pushes_one_frame_and_every_start_is_one_frame(protocol, trai
     env.close()
 
 
+PROTOCOLS = {  # in EnvPool's terms: sticky, no-op frames at most, FIRE at a start, FIRE after a lost life
+    "dopamine": (0.25, 1, False, False),
+    "cleanrl": (0.0, 30, True, True),
+    "atari100k": (0.0, 30, False, False),
+}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_protocol_is_bare_envpool_with_its_settings(protocol):
+    sticky, noop_max, fire, life = PROTOCOLS[protocol]
+    env = make("atari/Breakout", num_envs=3, protocol=protocol)
+    pool = envpool.make(
+        "Breakout-v5", env_type="gymnasium", num_envs=3, seed=env_seeds(2, 3), stack_num=1, frame_skip=4,
+        repeat_action_probability=sticky, noop_max=noop_max, use_fire_reset=fire, episodic_life=life,
+        max_episode_steps=27_000, reward_clip=False, full_action_space=False,
+    )  # fmt: skip
+    np.testing.assert_array_equal(env.reset(2)[..., -1], pool.reset()[0][:, 0])
+    rng, restarts = np.random.default_rng(0), 0
+    while restarts < 2:
+        actions = rng.integers(0, 4, 3).astype(np.int32)
+        step, (frames, reward, done, *_) = env.step(actions), pool.step(actions)
+        if done.any():
+            restarts += 1
+            frames[done] = pool.step(np.zeros(done.sum(), np.int32), np.flatnonzero(done).astype(np.int32))[0]
+        np.testing.assert_array_equal(step.observation[..., -1], frames[:, 0])
+        np.testing.assert_array_equal(step.reward, reward)
+
+
 @pytest.mark.parametrize(("protocol", "ends_in_a_game"), [("dopamine", 1), ("cleanrl", 5), ("atari100k", 5)])
 def test_a_lost_life_ends_an_episode_in_training_alone_and_never_a_game(protocol, ends_in_a_game):
     """A game of Breakout has five lives."""
@@ -51,6 +81,18 @@ def test_a_lost_life_ends_an_episode_in_training_alone_and_never_a_game(protocol
                 ends = 0
         assert len(games) >= 2 and set(games) == {expected}
         env.close()
+
+
+def test_a_game_that_shows_no_lives_before_it_ends_has_no_end_more():
+    """A game of Qbert has four lives, and shows 0 of them for some frames of its last."""
+    env = make("atari/Qbert", num_envs=3, protocol="atari100k")
+    env.reset(0)
+    ends = np.zeros(3, int)
+    for step in play(env, 500):
+        ends += step.terminated
+        if step.episode_over.any():
+            break
+    assert ends[step.episode_over].tolist() == [4] * step.episode_over.sum()
 
 
 def test_after_a_lost_life_the_game_goes_on_from_the_same_frame_under_atari100k():
@@ -74,6 +116,7 @@ def test_fire_is_pressed_for_the_agent_under_cleanrl_even_in_evaluation(protocol
 @pytest.mark.parametrize("protocol", ATARI_PROTOCOLS)
 def test_the_cap_truncates_a_whole_game(protocol):
     env = make("atari/Pong", num_envs=2, protocol=protocol)
+    assert env._options["max_episode_steps"] == 27_000
     env._options["max_episode_steps"] = 30  # in place of 27,000, to see the end
     env.reset(0)
     for count, step in enumerate(play(env, 65), start=1):

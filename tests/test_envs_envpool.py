@@ -92,6 +92,13 @@ def test_dmc_observations_are_concatenated_in_the_order_of_their_space():
     np.testing.assert_array_equal(env.reset(5)[0], expected.astype(np.float32))
 
 
+def test_metaworld_shows_its_goal_which_moves():
+    env = make("metaworld/reach", num_envs=2)
+    goals = env.reset(0)[:, -3:]
+    assert (goals != 0).all() and not np.array_equal(*goals)
+    np.testing.assert_array_equal(env.step(np.zeros((2, 4), np.float32)).observation[:, -3:], goals)
+
+
 def test_envpool_has_no_snapshot():
     env = make("mujoco/Hopper-v5")
     env.reset(0)

@@ -67,6 +67,26 @@ def test_pendulum_is_scaled_and_truncated():
         assert (step.truncated[0], step.terminated[0], step.episode_over[0]) == (count == 200, False, count == 200)
 
 
+def test_an_end_at_the_time_limit_is_terminal():
+    def fall(env):
+        env.reset(0)
+        for count in range(1, 50):
+            step = env.step(np.zeros(1, np.int32))
+            if step.episode_over[0]:
+                return count, bool(step.terminated[0]), bool(step.truncated[0])
+        raise AssertionError("no end")
+
+    count, terminated, truncated = fall(make("gym/CartPole-v1"))
+    assert (terminated, truncated) == (True, False)
+    entry = gymnasium.spec("CartPole-v1").entry_point
+    for limit, expected in ((count, (count, True, False)), (count - 1, (count - 1, False, True))):
+        gymnasium.register("Short-v0", entry, max_episode_steps=limit)
+        try:
+            assert fall(make("gym/Short-v0")) == expected
+        finally:
+            gymnasium.registry.pop("Short-v0")
+
+
 SNAPSHOT_IDS = [
     "gym/CartPole-v1",
     "gym/Pendulum-v1",
@@ -93,6 +113,7 @@ def test_a_restored_environment_goes_on_bit_for_bit(env_id):
         np.testing.assert_array_equal(array, copies[name])  # stepping does not reach into a snapshot
 
     np.testing.assert_array_equal(env.restore(snapshot), here)
+    np.testing.assert_array_equal(env.snapshot()["observation"], here)
     assert_equal_steps(rollout(env, 150, seed=1), onwards)
 
     fresh = make(env_id, num_envs=2, seed=9)
@@ -180,6 +201,17 @@ def test_state_of_an_unknown_kind_means_no_snapshot(made):
         env.reset(0)
         assert (env.snapshot() is not None) == captured
         gymnasium.registry.pop("Made-v0")
+
+
+def test_what_a_space_draws_goes_on_after_a_restore(made):
+    env_id = made()
+    env = make(env_id)
+    env.reset(0)
+    rollout(env, 3)
+    snapshot, onwards = env.snapshot(), rollout(env, 5)
+    other = make(env_id)
+    other.restore(snapshot)
+    assert_equal_steps(rollout(other, 5), onwards)
 
 
 def test_a_missing_package_is_named():

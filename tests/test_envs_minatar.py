@@ -49,6 +49,18 @@ def test_the_time_limit_truncates():
         assert (step.truncated == (count == limit)).all() and not step.terminated.any()
 
 
+def test_an_end_at_the_time_limit_is_terminal():
+    env = make("minatar/Breakout")
+    env.reset(0)
+    for _ in range(100):
+        key, state = env._carry
+        if env.step(np.zeros(1, np.int32)).terminated[0]:
+            break
+    env._carry = key, state.replace(time=np.full_like(state.time, env.spec.max_episode_steps - 1))
+    step = env.step(np.zeros(1, np.int32))
+    assert (step.terminated[0], step.truncated[0], step.episode_over[0]) == (True, False, True)
+
+
 def test_a_step_is_compiled_once_even_after_a_restore():
     env = make("minatar/Breakout", num_envs=5)
     compiled_before = env._step._cache_size()
