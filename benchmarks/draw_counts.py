@@ -253,7 +253,7 @@ def beside(measured: float, theory: float, digits: int = 4) -> str:
 
 def tables(simulation: Simulation, found: list[Row]) -> list[Table]:
     full = Table(
-        *("sampler", "mean", "variance", "never drawn", "range", "variance of\nexcess", "largest\nexcess"),
+        *("sampler", "mean", "variance", "never drawn", "range", "excess\nvariance", "largest\nexcess"),
         title=f"Draws per life in a full ring, mu = {simulation.draws_per_life:g}; theory in brackets",
         caption="excess: draws less expected draws",
         box=SIMPLE,
@@ -282,33 +282,30 @@ def tables(simulation: Simulation, found: list[Row]) -> list[Table]:
 
 
 def plot(simulation: Simulation, result: Result, path: Path) -> None:
-    """Shares of lives by draws and by excess, on a logarithmic scale, and mean draws while the ring fills."""
+    """Lives by draws; by how far draws are from what was expected; mean draws while the ring fills."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 4.2), dpi=110, layout="constrained")
     by_draws, by_excess, by_step = FigureCanvasAgg(figure).figure.subplots(1, 3)
     mu, full = simulation.draws_per_life, slice(simulation.capacity, None)
-    colours = {name: f"C{index}" for index, name in enumerate(SAMPLERS)}
-
     edges = np.linspace(0, simulation.capacity, min(simulation.capacity, 40) + 1, dtype=int)
-    for name, counts in result.counts.items():
-        style = {"color": colours[name], "label": name}
-        excess = counts[full] - result.expected[name][full]
+    for index, name in enumerate(result.counts):
+        counts, style = result.counts[name], {"color": f"C{index}", "label": name}
+        excess = np.sort(np.abs(counts[full] - result.expected[name][full]))
+        distance = np.linspace(0, excess[-1], 400)
+        share_beyond = 1 - np.searchsorted(excess, distance) / len(excess)
+        by_excess.plot(distance, share_beyond, linestyle="-" if name in UNIFORM else "--", **style)
         if name in UNIFORM:
-            share = np.bincount(counts[full]) / len(counts[full])
+            share = np.bincount(counts[full]) / len(excess)
             by_draws.stairs(share, np.arange(len(share) + 1) - 0.5, baseline=None, linewidth=1.8, **style)
             means = [counts[start:stop].mean() for start, stop in pairwise(edges)]
             by_step.plot(edges[:-1] + np.diff(edges) / 2, means, ".", **style)
-        width = 1 if name in UNIFORM else 0.25
-        bins = np.arange(np.floor(excess.min()), np.ceil(excess.max()) + 1, width)
-        share = np.histogram(excess, bins)[0] / len(excess) / width
-        by_excess.stairs(share, bins, linewidth=1.5, **style)
 
     if "WR" in result.counts:
         n = np.arange(result.counts["WR"][full].max() + 1)
-        factorial = np.cumsum(np.log(np.maximum(n, 1)))
-        by_draws.plot(n, np.exp(n * np.log(mu) - mu - factorial), "k_", label=f"Poisson, mean {mu:g}")
+        log_factorial = np.cumsum(np.log(np.maximum(n, 1)))
+        by_draws.plot(n, np.exp(n * np.log(mu) - mu - log_factorial), "k_", label=f"Poisson, mean {mu:g}")
     if "RR-C" in result.counts:
         probabilities = reshuffled_probabilities(mu)
         n = np.flatnonzero(probabilities)
@@ -318,7 +315,11 @@ def plot(simulation: Simulation, result: Result, path: Path) -> None:
     by_step.axhline(mu, color="grey", linewidth=1, linestyle=":", label="in a full ring")
 
     by_draws.set(xlabel="draws in a life, full ring", ylabel="share of lives", yscale="log")
-    by_excess.set(xlabel="draws less expected draws, full ring", ylabel="density of lives", yscale="log")
+    by_excess.set(
+        xlabel="distance between draws and expected draws, full ring",
+        ylabel="share of lives at least that far",
+        yscale="log",
+    )
     by_step.set(xlabel="agent step of writing, while the ring fills", ylabel="mean draws in a life")
     for axes in (by_draws, by_excess, by_step):
         axes.grid(alpha=0.3)

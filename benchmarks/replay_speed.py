@@ -15,7 +15,7 @@ import json
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ..replay import Sampler, Storage, decode, masked, prioritized, reshuffled, uniform, without_replacement
 from ..replay.sampler import no_priorities
@@ -112,10 +112,11 @@ class Cost(NamedTuple):
     resident_bytes: int
 
 
-def cost(name: str, capacity: int, batch_size: int) -> tuple[float, int]:
-    """Microseconds and bytes of the state."""
+def cost(name: str, capacity: int, batch_size: int) -> Cost:
+    """In a process of its own: memory that another sampler gave back would hide what this one takes."""
+    grown = resident_bytes(name, capacity, batch_size)
     draws = Draws(name, capacity, batch_size)
-    return microseconds(draws, capacity // batch_size), state_bytes(draws.state)
+    return Cost(name, microseconds(draws, capacity // batch_size), state_bytes(draws.state), grown)
 
 
 class Ours(NamedTuple):
@@ -183,56 +184,52 @@ class Pair(NamedTuple):
     peers: float
 
 
-def middle_and_range(values: list[float]) -> str:
-    return f"{statistics.median(values):.4g}\n{min(values):.4g}..{max(values):.4g}"
+def median(values: Iterable[float], digits: int = 0) -> str:
+    return f"{statistics.median(values):.{digits}f}"
+
+
+def with_range(values: list[float], digits: int) -> str:
+    return f"{median(values, digits)}\n{min(values):.{digits}f}..{max(values):.{digits}f}"
 
 
 def cost_table(costs: list[Cost], capacity: int, batch_size: int) -> Table:
     table = Table(
-        *("sampler", "us a batch", "beside uniform", "state, MB", "resident, MB"),
-        title=f"{batch_size} slots of {capacity}, with the update of their priorities; median and range",
+        *("sampler", "us a batch", "beside\nuniform", "state,\nMB", "resident,\nMB"),
+        title=f"{batch_size} slots of {capacity:,}, with the update of their priorities; median and range",
         box=SIMPLE,
     )
     by_sampler = {name: [cost for cost in costs if cost.sampler == name] for name in SAMPLERS}
     for name, own in by_sampler.items():
         # of the same round: a slow minute of the machine meets every sampler
-        ratios = [
-            cost.microseconds / uniform.microseconds for cost, uniform in zip(own, by_sampler["uniform"], strict=True)
-        ]
+        rounds = zip(own, by_sampler["uniform"], strict=True)
         table.add_row(
-            name,
-            middle_and_range([cost.microseconds for cost in own]),
-            middle_and_range(ratios),
+            name.replace(", ", "\n"),
+            with_range([cost.microseconds for cost in own], 0),
+            with_range([cost.microseconds / uniform.microseconds for cost, uniform in rounds], 2),
             f"{own[0].state_bytes / 1e6:.1f}",
-            f"{statistics.median(cost.resident_bytes for cost in own) / 1e6:.1f}",
+            median((cost.resident_bytes / 1e6 for cost in own), 1),
         )
     return table
 
 
 def pair_table(pairs: list[Pair]) -> Table:
     table = Table(
-        *(
-            "task\npeer",
-            "ours:\nslots",
-            "on the\nhost",
-            "on the\ndevice",
-            "peer's",
-            "peer's /\nhost",
-            "peer's /\ndevice",
-        ),
-        title="us a batch, median and range",
+        Column("task\npeer", no_wrap=True),
+        *("slots", "host", "device", "peer's", "peer's /\nhost", "peer's /\ndevice"),
+        title="us a batch: ours (slots, gathered on the host, on the device) and the peer's; medians, ratios with range",
         box=SIMPLE,
+        padding=(0, 0),
     )
     for task, peer in dict.fromkeys((pair.task, pair.peer) for pair in pairs):
         own = [pair for pair in pairs if (pair.task, pair.peer) == (task, peer)]
         table.add_row(
-            f"{task}, {own[0].batch_size} of {own[0].capacity}\n{peer}",
-            middle_and_range([pair.ours_slots for pair in own]),
-            middle_and_range([pair.ours_host for pair in own]),
-            middle_and_range([pair.ours_device for pair in own]),
-            middle_and_range([pair.peers for pair in own]),
-            middle_and_range([pair.peers / pair.ours_host for pair in own]),
-            middle_and_range([pair.peers / pair.ours_device for pair in own]),
+            f"{task}\n{peer.replace('_', '-')}\n{own[0].batch_size} of {own[0].capacity:,}",
+            median(pair.ours_slots for pair in own),
+            median(pair.ours_host for pair in own),
+            median(pair.ours_device for pair in own),
+            median(pair.peers for pair in own),
+            with_range([pair.peers / pair.ours_host for pair in own], 2),
+            with_range([pair.peers / pair.ours_device for pair in own], 2),
         )
     return table
 
@@ -269,10 +266,8 @@ def main() -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as processes:
         for repeat in range(args.repeats):
             for name in SAMPLERS:
-                spent, size = processes.submit(cost, name, args.capacity, args.batch_size).result()
-                grown = processes.submit(resident_bytes, name, args.capacity, args.batch_size).result()
-                costs.append(Cost(name, spent, size, grown))
-                console.print(f"round {repeat + 1} of {args.repeats}: {name} {spent:.4g} us")
+                costs.append(processes.submit(cost, name, args.capacity, args.batch_size).result())
+                console.print(f"round {repeat + 1} of {args.repeats}: {name} {costs[-1].microseconds:.4g} us")
         for task, peers in TASKS.items():
             capacity = args.atari_capacity if task == "atari" else args.capacity
             batch_size = ATARI_BATCH_SIZE if task == "atari" else args.batch_size
