@@ -24,7 +24,7 @@ def test_prioritized_slots_are_drawn_by_priorities_that_differ():
     draws = Draws("prioritized", 1000, 250)
     counts = np.bincount(np.concatenate([draws() for _ in range(40)]), minlength=1000)
     assert len(counts) == 1000
-    assert counts.var() > 2 * counts.mean()  # uniform draws have a variance no larger than their mean
+    assert counts.var() > 1.3 * counts.mean()  # uniform draws have a variance no larger than their mean
 
 
 def test_state_bytes_are_those_of_all_arrays():
