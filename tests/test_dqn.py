@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 from resprout.agents.augmentation import random_intensity, random_shift, shift
 from resprout.agents.dqn import (
     DQN,
+    INITIALISERS,
     augment,
     categorical_cross_entropy,
     categorical_projection,
@@ -205,6 +206,8 @@ def test_act_follows_the_schedule_and_exploit_does_not():
     np.testing.assert_array_equal(act(state, observation, KEY, 20), best)
     assert np.mean(act(state, observation, KEY, 10) == best) == pytest.approx(1 / 5, abs=0.05)
     assert np.mean(act(state, observation, KEY, 15) == best) == pytest.approx(3 / 5, abs=0.05)
+    careless = jax.jit(replace(config, epsilon_eval=1.0).build(Space(action_size=5)).exploit)
+    assert np.mean(careless(state, observation, KEY) == best) == pytest.approx(1 / 5, abs=0.05)
 
 
 # --- learning: probe environments of two states (observations -1 and 1) and two actions -------------------------------
@@ -316,12 +319,27 @@ def test_update_measures_what_it_says(loss, double):
     assert metrics["critic/grad_norm"] == pytest.approx(10 * norm, rel=1e-4)
 
 
-def test_c51_priority_is_the_cross_entropy():
-    agent = DQN(distribution="c51", hidden=(8,)).build(Space())
-    batch = random_batch(Space())
-    _, metrics, priorities = jax.jit(agent.update)(jax.jit(agent.init)(KEY), batch, KEY)
+@pytest.mark.parametrize("double", [False, True])
+def test_c51_priority_is_the_cross_entropy(double):
+    config = DQN(distribution="c51", atoms=11, hidden=(8,), double=double)
+    agent, network, batch = config.build(Space()), q_network(config, Space()), random_batch(Space())
+    init = jax.jit(agent.init)
+    target_params = init(jax.random.key(1)).critic.params
+    state = init(KEY)
+    state = state.replace(critic=state.critic.replace(target_params=target_params))
+    _, metrics, priorities = jax.jit(agent.update)(state, batch, KEY)
     np.testing.assert_allclose(metrics["critic/loss"], np.mean(batch.weight * priorities), rtol=1e-5)
-    assert (priorities > 0).all()
+
+    apply, support = jax.jit(network.apply), jnp.linspace(-10, 10, 11)
+    logits_t = apply(target_params, batch.next_observation)
+    selector = apply(state.critic.params, batch.next_observation) if double else logits_t
+    choices = [np.argmax(jax.nn.softmax(logits) @ support, axis=1) for logits in (logits_t, selector)]
+    assert np.array_equal(*choices) != double
+    expected = jax.vmap(categorical_cross_entropy, in_axes=(0, 0, 0, 0, 0, 0, None))(
+        *(apply(state.critic.params, batch.observation), batch.action, batch.reward, batch.discount),
+        *(logits_t, jax.nn.softmax(selector) @ support, support),
+    )
+    np.testing.assert_allclose(priorities, expected, rtol=1e-4)
 
 
 def test_gradient_norm_is_clipped():
@@ -392,16 +410,15 @@ def test_target_is_copied_every_period_and_only_then():
         assert step == 0 or not equal(state.critic.params, states[step - 1].critic.params)
 
 
-def test_polyak_target():
-    agent = DQN(hidden=(4,), target_period=2, tau=0.25).build(Space())
-    states = run(agent, jax.jit(agent.init)(KEY), 2)
-    assert equal(states[1].critic.target_params, states[0].critic.target_params)
+@pytest.mark.parametrize("period", [1, 2])
+def test_polyak_target(period):
+    agent = DQN(hidden=(4,), target_period=period, tau=0.25).build(Space())
+    states = run(agent, jax.jit(agent.init)(KEY), period)
+    first, before, last = states[0].critic, states[-2].critic, states[-1].critic
+    assert equal(before.target_params, first.target_params)
     for target, old, new in zip(
-        *(jax.tree.leaves(tree) for tree in (
-            states[2].critic.target_params, states[0].critic.target_params, states[2].critic.params
-        )),
-        strict=True,
-    ):  # fmt: skip
+        *map(jax.tree.leaves, (last.target_params, first.target_params, last.params)), strict=True
+    ):
         np.testing.assert_allclose(target, 0.25 * new + 0.75 * old, rtol=1e-5)
 
 
@@ -576,6 +593,32 @@ def test_torso_follows_the_environment(space, layers, hidden):
     parameters = jax.eval_shape(agent.init, KEY).critic.params["params"]
     assert set(parameters.get("torso", {})) == layers
     assert parameters["hidden"]["dense_0"]["kernel"].shape == hidden
+
+
+def test_initialisers_have_their_variances():
+    inputs, outputs = 9 * 30, 9 * 40
+    for name, variance in {
+        "xavier": 2 / (inputs + outputs),
+        "lecun": 1 / inputs,
+        "rainbow": 1 / (np.sqrt(3) * inputs),
+        "pytorch": 1 / (3 * inputs),
+    }.items():
+        assert np.var(INITIALISERS[name](KEY, (3, 3, 30, 40))) == pytest.approx(variance, rel=0.1)
+
+
+@pytest.mark.parametrize(("torso", "kernels"), [("nature", 6), ("impala", 18), ("minatar", 4), ("mlp", 4)])
+def test_the_initialiser_is_that_of_every_kernel(torso, kernels, monkeypatch):
+    drawn = []
+
+    def initialiser(key, shape, dtype=jnp.float32):
+        drawn.append(shape)
+        return jnp.zeros(shape, dtype)
+
+    monkeypatch.setitem(INITIALISERS, "pytorch", initialiser)
+    network = q_network(DQN(torso=torso, initialiser="pytorch", dueling=True), Space("gym/Image", (12, 12, 3)))
+    params = jax.eval_shape(network.init, KEY, jnp.zeros((1, 12, 12, 3)))
+    shapes = [leaf.shape for leaf in jax.tree.leaves(params) if len(leaf.shape) > 1]
+    assert len(shapes) == kernels and sorted(drawn, key=str) == sorted(shapes, key=str)
 
 
 def test_every_field_is_a_documented_flag(capsys):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.lib.stride_tricks import sliding_window_view
 
 from resprout.agents.networks import MLP, ImpalaResNet, MinAtarCNN, NatureCNN, QNetwork, flatten
 
@@ -62,6 +63,63 @@ def test_uint8_images_are_scaled_and_floats_are_not(torso):
     np.testing.assert_allclose(
         outputs, jax.jit(torso.apply)(variables, images.astype(np.float32) / 255), rtol=1e-5, atol=1e-6
     )
+
+
+def convolve(images, layer, stride=1, padding="same"):
+    """A convolution in float64, one window after the other, channels last."""
+    kernel = np.float64(layer["kernel"])
+    size = kernel.shape[0]
+    if padding == "same":
+        images = same(images, size, stride, 0.0)
+    windows = sliding_window_view(images, (size, size), axis=(1, 2))[:, ::stride, ::stride]
+    return np.einsum("brcihw,hwio->brco", windows, kernel) + np.float64(layer["bias"])
+
+
+def same(images, size, stride, fill):
+    """Padded so that every `stride`-th window of `size` begins one output; an odd pixel goes to the end."""
+    missing = [max((-(-side // stride) - 1) * stride + size - side, 0) for side in images.shape[1:3]]
+    return np.pad(images, ((0, 0), *((m // 2, m - m // 2) for m in missing), (0, 0)), constant_values=fill)
+
+
+def nature(params, x, padding):
+    for index, stride in enumerate((4, 2, 1)):
+        x = np.maximum(convolve(x, params[f"conv_{index}"], stride, padding), 0)
+    return x
+
+
+def impala(params, x):
+    for stack in range(3):
+        x = same(convolve(x, params[f"stack_{stack}_conv"]), 3, 2, -np.inf)
+        x = sliding_window_view(x, (3, 3), axis=(1, 2))[:, ::2, ::2].max(axis=(-2, -1))
+        for block in range(2):
+            layers = params[f"stack_{stack}_block_{block}"]
+            hidden = convolve(np.maximum(x, 0), layers["conv_0"])
+            x = x + convolve(np.maximum(hidden, 0), layers["conv_1"])
+    return np.maximum(x, 0)
+
+
+def minatar(params, x):
+    return np.maximum(convolve(x, params["conv_0"], padding="valid"), 0)
+
+
+@pytest.mark.parametrize(
+    ("module", "reference", "shape"),
+    [
+        (NatureCNN(0.1, "same"), lambda params, x: nature(params, x, "same"), (21, 30, 2)),
+        (NatureCNN(0.1, "valid"), lambda params, x: nature(params, x, "valid"), (41, 38, 2)),
+        (ImpalaResNet(0.2), impala, (13, 10, 2)),
+        (MinAtarCNN(0.5), minatar, (10, 9, 3)),
+    ],
+)
+def test_torsos_by_hand(module, reference, shape):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, *shape)).astype(np.float32)
+    shapes = jax.eval_shape(module.init, KEY, x)
+    variables = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
+    expected = reference(variables["params"], np.float64(x)).reshape(2, -1)
+    assert 0.1 < np.mean(expected == 0) < 0.9  # both sides of the last ReLU
+    outputs = jax.jit(module.apply)(variables, x)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4 * expected.max())
 
 
 def test_binary_planes_and_vectors_are_never_scaled():

@@ -262,6 +262,31 @@ def test_the_actor_climbs_the_new_critics() -> None:
     assert not np.allclose(actor_momentum(after), actor_momentum(from_old), rtol=1e-2)
 
 
+@pytest.mark.parametrize(("target_critics", "value"), [(None, 1.0), (2, 3.0)])
+def test_the_actor_climbs_the_minimum_or_in_redq_the_mean(target_critics: int | None, value: float) -> None:
+    config = CONSTANT_ALPHA if target_critics is None else replace(CONSTANT_ALPHA, critics=3, target_critics=2)
+    agent, batch = compiled(config), random_batch(jax.random.key(1))
+    state = agent.init(jax.random.key(0))
+    critic = with_constant_targets(state, [5.0, 1.0, 3.0][: config.critics]).critic
+    metrics = agent.update(state.replace(critic=critic.replace(params=critic.target_params)), batch, jax.random.key(2))[
+        1
+    ]
+    np.testing.assert_allclose(metrics["actor/loss"], -value, atol=2 * config.critic_learning_rate)
+
+
+def test_each_part_has_its_learning_rate_and_the_temperature_its_target() -> None:
+    """Adam's first step is the learning rate wherever the gradient is far from 0."""
+    rates = {"actor": 0.01, "critic": 0.02, "temperature": 0.03}
+    fields: dict[str, Any] = {f"{part}_learning_rate": rate for part, rate in rates.items()}
+    agent = compiled(replace(BASE, target_entropy=100.0, **fields))
+    before = agent.init(jax.random.key(0))
+    after = agent.update(before, random_batch(jax.random.key(1)), jax.random.key(2))[0]
+    for part, rate in rates.items():
+        moved = jax.tree.map(lambda a, b: abs(a - b).max(), getattr(after, part).params, getattr(before, part).params)
+        np.testing.assert_allclose(max(jax.tree.leaves(moved)), rate, rtol=1e-2)
+    assert after.temperature.params["log_alpha"] > 0  # towards 100, which the entropy is below
+
+
 def test_a_fixed_temperature_stays() -> None:
     batch = random_batch(jax.random.key(1))
     for config, learned in ((BASE, True), (CONSTANT_ALPHA, False)):
