@@ -201,6 +201,7 @@ def test_end_to_end_stopped_and_gone_on_with(tmp_path):
     assert json.loads((first / "summary.json").read_text())["agent_steps"] == 5500
     again = subprocess.run([*COMMAND, *flags], check=True, capture_output=True, text=True)
     assert "4 of them finished" in again.stdout
+    assert again.stdout.partition("\n")[2] == done.stdout.partition("[4/4]")[2].partition("\n")[2]  # the same tables
     assert command_line.dispatch(["bench", "table", "errr-minatar", "--out", str(tmp_path)]) == 0
 
 
