@@ -323,6 +323,7 @@ def test_update_measures_what_it_says(loss, double):
 def test_c51_priority_is_the_cross_entropy(double):
     config = DQN(distribution="c51", atoms=11, hidden=(8,), double=double)
     agent, network, batch = config.build(Space()), q_network(config, Space()), random_batch(Space())
+    batch = batch.replace(discount=jnp.full(8, 0.9))
     init = jax.jit(agent.init)
     target_params = init(jax.random.key(1)).critic.params
     state = init(KEY)
@@ -619,6 +620,13 @@ def test_the_initialiser_is_that_of_every_kernel(torso, kernels, monkeypatch):
     params = jax.eval_shape(network.init, KEY, jnp.zeros((1, 12, 12, 3)))
     shapes = [leaf.shape for leaf in jax.tree.leaves(params) if len(leaf.shape) > 1]
     assert len(shapes) == kernels and sorted(drawn, key=str) == sorted(shapes, key=str)
+
+
+def test_width_is_that_of_every_hidden_layer():
+    network = q_network(DQN(torso="minatar", width=0.3, hidden=(64, 32)), IMAGES)
+    params = jax.eval_shape(network.init, KEY, jnp.zeros((1, 12, 12, 2)))["params"]
+    kernels = [params["torso"]["conv_0"], *params["hidden"].values(), params["head"]]
+    assert [layer["kernel"].shape[-1] for layer in kernels] == [5, 20, 10, 3]
 
 
 def test_every_field_is_a_documented_flag(capsys):

@@ -83,18 +83,6 @@ def test_a_lost_life_ends_an_episode_in_training_alone_and_never_a_game(protocol
         env.close()
 
 
-def test_a_game_that_shows_no_lives_before_it_ends_has_no_end_more():
-    """A game of Qbert has four lives, and shows 0 of them for some frames of its last."""
-    env = make("atari/Qbert", num_envs=3, protocol="atari100k")
-    env.reset(0)
-    ends = np.zeros(3, int)
-    for step in play(env, 500):
-        ends += step.terminated
-        if step.episode_over.any():
-            break
-    assert ends[step.episode_over].tolist() == [4] * step.episode_over.sum()
-
-
 def test_after_a_lost_life_the_game_goes_on_from_the_same_frame_under_atari100k():
     env = make("atari/Breakout", protocol="atari100k")
     env.reset(0)
