@@ -9,7 +9,7 @@ from flax import struct
 
 from . import trees
 from .prioritized import check_exponents, new_slots, powers
-from .sampler import Sampler, is_first, refuse_empty
+from .sampler import Sampler, compiled, is_first
 
 MASK = 1e-8  # factor on a masked priority: drawn only where nothing else is left
 TILT = 1e-3  # how far `tilt` may go before the state is settled
@@ -108,7 +108,6 @@ def masked(
         return _store(state, slots, Account(nothing + state.highest, jnp.zeros(slots.shape, jnp.int32), nothing))
 
     def sample(state: MaskedState, batch_size: int) -> tuple[MaskedState, jax.Array, jax.Array]:
-        refuse_empty("masked", state.tree[-1][:, PRIORITY])
         state = with_current_masks(state, batch_size)
         key, draw_key = jax.random.split(state.key)
         draw = _draw_strata if stratified else _draw_distinct
@@ -135,7 +134,7 @@ def masked(
         account = _accounts(state, slots)._replace(priority=values)
         return _store(state.replace(highest=highest), slots, account)
 
-    return Sampler(init, add, sample, update)
+    return compiled("masked", Sampler(init, add, sample, update), lambda state: state.tree[-1][:, PRIORITY])
 
 
 class Account(NamedTuple):

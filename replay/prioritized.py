@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from . import trees
-from .sampler import Sampler, check_capacity, refuse_empty
+from .sampler import Sampler, check_capacity, compiled
 
 
 class PrioritizedState(struct.PyTreeNode):
@@ -50,7 +50,6 @@ def prioritized(
         return state.replace(tree=trees.write(state.tree, slots, jnp.full(slots.shape, state.highest), jnp.sum))
 
     def sample(state: PrioritizedState, batch_size: int) -> tuple[PrioritizedState, jax.Array, jax.Array]:
-        refuse_empty("prioritized", state.tree[-1])
         key, fraction_key, draw_key = jax.random.split(state.key, 3)
         fraction = (
             trees.stratified(fraction_key, batch_size)
@@ -71,7 +70,7 @@ def prioritized(
         highest = jnp.maximum(state.highest, jnp.max(values, where=slots >= 0, initial=0))
         return state.replace(tree=trees.write(state.tree, slots, values, jnp.sum), highest=highest)
 
-    return Sampler(init, add, sample, update)
+    return compiled("prioritized", Sampler(init, add, sample, update), lambda state: state.tree[-1])
 
 
 def check_exponents(name: str, capacity: int, alpha: float, minimum: float) -> None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from .sampler import Sampler, check_capacity, no_priorities, refuse_empty
+from .sampler import Sampler, check_capacity, compiled, no_priorities
 
 SHUFFLE_GROWTH = (
     4  # sizes for which the shuffle is compiled: a buffer still filling pays for at most this many times its own
@@ -82,7 +82,6 @@ def reshuffled(capacity: int, skip_next_write: bool = False) -> Sampler:
         return state.replace(passed=state.passed + consumed), slots, filled + taken
 
     def sample(state: ReshuffledState, batch_size: int) -> tuple[ReshuffledState, jax.Array, jax.Array]:
-        refuse_empty("reshuffled", state.count)
         slots = jnp.zeros(batch_size, jnp.int32)
         carry = take(state, slots, jnp.int32(0))
 
@@ -100,7 +99,7 @@ def reshuffled(capacity: int, skip_next_write: bool = False) -> Sampler:
         state, slots, _ = jax.lax.while_loop(unfinished, next_epoch, carry)
         return state, slots, jnp.ones(batch_size, jnp.float32)
 
-    return Sampler(init, add, sample, no_priorities)
+    return compiled("reshuffled", Sampler(init, add, sample, no_priorities), lambda state: state.count)
 
 
 def _without(state: ReshuffledState, size: int) -> tuple[jax.Array, jax.Array, jax.Array]:

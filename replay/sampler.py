@@ -40,10 +40,22 @@ def check_capacity(name: str, capacity: int) -> None:
         raise ValueError(f"{name}: capacity must be at least 1, not {capacity}")
 
 
-def refuse_empty(name: str, written: jax.Array) -> None:
-    """ValueError if nothing has been added; what is traced cannot be looked at."""
-    if not isinstance(written, jax.core.Tracer) and not written.any():
-        raise ValueError(f"{name}: cannot sample, nothing has been added yet")
+def compiled(name: str, sampler: Sampler, written: Callable[[SamplerState], jax.Array]) -> Sampler:
+    """`sampler` with its functions compiled, so that to call them outside jit costs no tracing, and the check of `sample`.
+
+    written: of a state, what is all 0 where nothing has been added; what is traced cannot be looked at.
+    """
+    jitted = jax.jit(sampler.sample, static_argnums=1)
+
+    def sample(state: SamplerState, batch_size: int) -> tuple[SamplerState, jax.Array, jax.Array]:
+        present = written(state)
+        if not isinstance(present, jax.core.Tracer) and not present.any():
+            raise ValueError(f"{name}: cannot sample, nothing has been added yet")
+        result: tuple[SamplerState, jax.Array, jax.Array] = jitted(state, batch_size)
+        return result
+
+    update = sampler.update if sampler.update is no_priorities else jax.jit(sampler.update)
+    return Sampler(jax.jit(sampler.init), jax.jit(sampler.add), sample, update)
 
 
 def count_written(count: jax.Array, slots: jax.Array) -> jax.Array:

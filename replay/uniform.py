@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from .sampler import Sampler, check_capacity, count_written, is_first, no_priorities, refuse_empty
+from .sampler import Sampler, check_capacity, compiled, count_written, is_first, no_priorities
 
 
 class UniformState(struct.PyTreeNode):
@@ -62,8 +62,7 @@ def _sampler(name: str, capacity: int, draw: Callable[[jax.Array, jax.Array, int
         return state.replace(count=count_written(state.count, slots))
 
     def sample(state: UniformState, batch_size: int) -> tuple[UniformState, jax.Array, jax.Array]:
-        refuse_empty(name, state.count)
         key, draw_key = jax.random.split(state.key)
         return state.replace(key=key), draw(draw_key, state.count, batch_size), jnp.ones(batch_size, jnp.float32)
 
-    return Sampler(init, add, sample, no_priorities)
+    return compiled(name, Sampler(init, add, sample, no_priorities), lambda state: state.count)
