@@ -112,6 +112,7 @@ def masked(
         key, draw_key = jax.random.split(state.key)
         draw = _draw_strata if stratified else _draw_distinct
         slots, tree = draw(draw_key, state.tree, batch_size)
+        slots = jnp.minimum(slots, capacity - 1)  # a slot even if none is written
         # the running sum is kept to twice the precision, as its terms grow ever smaller beside it
         term = batch_size * (1 - state.tilt) / combine(state.tree[-1], 0)[PRIORITY] + state.progress_low
         progress = state.progress + term

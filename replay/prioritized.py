@@ -56,7 +56,7 @@ def prioritized(
             if stratified
             else jax.random.uniform(fraction_key, (batch_size,))
         )
-        slots = trees.draw(draw_key, state.tree, fraction)
+        slots = jnp.minimum(trees.draw(draw_key, state.tree, fraction), capacity - 1)  # a slot even if none is written
         if beta:
             drawn = state.tree[0][slots]
             exponent = beta + (1 - beta) * jnp.minimum(state.batches / beta_steps, 1)

@@ -50,7 +50,8 @@ def write(tree: Tree, slots: jax.Array, values: jax.Array, reduce: Reduce) -> Tr
 def draw(key: jax.Array, tree: Tree, fraction: jax.Array, column: int | None = None) -> jax.Array:
     """[B] int32: the leaves of a tree of sums at which the sum of all up to and including them exceeds this `fraction`.
 
-    fraction: [B] in [0, 1) of the whole sum. column: which one, where leaves are [N, F]. A leaf that is 0 is never the result, unless all are.
+    fraction: [B] in [0, 1) of the whole sum. column: which one, where leaves are [N, F]. A leaf that is 0 is never the
+        result; where all are, the result may lie in the padding.
 
     Going down, a fraction keeps ever fewer of its random bits, so those lost at a level are drawn anew: the chances of a
     leaf are exact to rounding however many leaves there are, where 24 bits alone would be wrong by several percent at 1e6.
@@ -72,7 +73,7 @@ def draw(key: jax.Array, tree: Tree, fraction: jax.Array, column: int | None = N
         own = jnp.take_along_axis(children, child[:, None], axis=1)[:, 0]
         fraction = jnp.clip((sought - below + low_bits * spacing * ends[-1]) / own, 0, 1 - spacing)
         nodes = nodes * FAN_OUT + child
-    return jnp.minimum(nodes, len(tree[0]) - 1)
+    return nodes
 
 
 def stratified(key: jax.Array, batch_size: int) -> jax.Array:
