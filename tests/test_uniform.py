@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resprout.replay import uniform
+from resprout.replay import uniform, without_replacement
 
 
 def filled(seed, count, capacity=1000):
@@ -90,3 +90,27 @@ def test_bad_use_is_refused():
 def test_priorities_are_ignored():
     sampler, state = filled(0, 10)
     assert sampler.update(state, jnp.array([3]), jnp.array([9.0])) is state
+
+
+def test_m8_no_batch_without_replacement_repeats_a_slot():
+    """Also where batches are nearly the buffer; slots and pairs of slots as likely as any other."""
+    sampler = without_replacement(60)
+    state = sampler.add(sampler.init(jax.random.key(0)), jnp.arange(40, dtype=jnp.int32))
+    for batch_size in (4, 39, 40):
+        slots = np.sort(draws(state, sampler, 3000, batch_size), axis=1)
+        assert (slots[:, 1:] != slots[:, :-1]).all() and slots.max() < 40
+        counts = np.bincount(slots.ravel(), minlength=40)
+        assert counts.std() <= 1.6 * np.sqrt(3000 * batch_size / 40 * (1 - batch_size / 40))
+    pairs = np.sort(draws(state, sampler, 8000, 2), axis=1)
+    counts = np.bincount(pairs[:, 0] * 40 + pairs[:, 1])
+    expected = 8000 / 780
+    assert 660 < ((counts[counts > 0] - expected) ** 2 / expected).sum() + (780 - (counts > 0).sum()) * expected < 910
+
+
+@pytest.mark.parametrize(("written", "batch_size"), [(3, 8), (5, 5), (1, 4)])
+def test_m8_a_batch_larger_than_the_buffer_is_even(written, batch_size):
+    sampler = without_replacement(60)
+    state = sampler.add(sampler.init(jax.random.key(0)), jnp.arange(written, dtype=jnp.int32))
+    counts = np.stack([np.bincount(batch, minlength=written) for batch in draws(state, sampler, 300, batch_size)])
+    assert counts.min() >= batch_size // written and counts.max() <= -(-batch_size // written)
+    assert np.ptp(counts.mean(axis=0)) < 0.25  # which slots come once more is random
