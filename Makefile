@@ -28,10 +28,10 @@ train: setup ## the main job: train SAC for about two minutes; flags in TRAIN=".
 	.venv/bin/resprout train $(TRAIN)
 
 test: setup ## every test but the slow ones
-	.venv/bin/pytest -m "not slow"
+	.venv/bin/pytest -n auto --dist loadfile -m "not slow"
 
 test-slow: setup ## the slow tests
-	.venv/bin/pytest -m slow || [ $$? -eq 5 ] # 5: there are none
+	.venv/bin/pytest -n auto --dist loadfile -m slow || [ $$? -eq 5 ] # 5: there are none
 
 lint: setup ## style, format and types
 	.venv/bin/ruff check .
