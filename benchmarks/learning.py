@@ -41,12 +41,12 @@ def table(curves: list[Curve]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for (env, agent), members in grouped(curves).items():
-        last = [member.points[-1][1] for member in members]
-        values = ", ".join(f"{value:.1f}" for value in last)
-        steps = members[0].points[-1][0]
-        rows.append(
-            f"| {env} | {agent} | {steps:,} | {values} | {np.mean(last):.1f} | {min(last):.1f} to {max(last):.1f} |"
-        )
+        for steps in sorted({member.points[-1][0] for member in members}):  # runs of other lengths are no comparison
+            last = [member.points[-1][1] for member in members if member.points[-1][0] == steps]
+            values = ", ".join(f"{value:.1f}" for value in last)
+            rows.append(
+                f"| {env} | {agent} | {steps:,} | {values} | {np.mean(last):.1f} | {min(last):.1f} to {max(last):.1f} |"
+            )
     return "\n".join(rows)
 
 
@@ -72,10 +72,9 @@ def plot(curves: list[Curve], path: Path) -> None:
         axes, colour = panels[envs.index(env)], f"C{agents.index(agent)}"
         for member in members:
             axes.plot(*zip(*member.points, strict=True), color=colour, alpha=0.3, linewidth=1)
-        steps = [step for step, _ in members[0].points]
-        if all([step for step, _ in member.points] == steps for member in members):
-            means = np.mean([[value for _, value in member.points] for member in members], axis=0)
-            axes.plot(steps, means, color=colour, label=f"{agent}, {len(members)} seeds", linewidth=2)
+        steps = sorted(set.intersection(*({step for step, _ in member.points} for member in members)))
+        means = [np.mean([dict(member.points)[step] for member in members]) for step in steps]
+        axes.plot(steps, means, color=colour, label=f"{agent}, {len(members)} seeds", linewidth=2)
         axes.set(title=env, xlabel="agent steps", ylabel="evaluation return")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(alpha=0.3)

@@ -187,7 +187,13 @@ def _load_state(path: Path, template: PyTree, partial: bool = False) -> PyTree:
         item=plain, restore_args=ocp.checkpoint_utils.construct_restore_args(plain), partial_restore=partial
     )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        restored = checkpointer.restore(path.absolute(), args=arguments)
+        try:
+            restored = checkpointer.restore(path.absolute(), args=arguments)
+            fits = all(isinstance(value, jax.Array) for value in jax.tree.leaves(restored))
+        except ValueError:  # its files are whole, or `newest` had not chosen it; orbax lists every array
+            fits = False
+    if not fits:
+        raise CheckpointError(f"{path.parent} was written by another version: its arrays are not this agent's")
 
     def rewrap(like: jax.Array, value: jax.Array) -> jax.Array:
         return jax.random.wrap_key_data(value) if _is_key(like) else value
