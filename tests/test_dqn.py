@@ -325,19 +325,20 @@ def test_c51_priority_is_the_cross_entropy(double):
     agent, network, batch = config.build(Space()), q_network(config, Space()), random_batch(Space())
     batch = batch.replace(discount=jnp.full(8, 0.9))
     init = jax.jit(agent.init)
-    target_params = init(jax.random.key(1)).critic.params
     state = init(KEY)
-    state = state.replace(critic=state.critic.replace(target_params=target_params))
+    # Five times the parameters, for distributions that differ between actions.
+    params, target_params = (jax.tree.map(lambda leaf: 5 * leaf, init(jax.random.key(i)).critic.params) for i in (0, 3))
+    state = state.replace(critic=state.critic.replace(params=params, target_params=target_params))
     _, metrics, priorities = jax.jit(agent.update)(state, batch, KEY)
     np.testing.assert_allclose(metrics["critic/loss"], np.mean(batch.weight * priorities), rtol=1e-5)
 
     apply, support = jax.jit(network.apply), jnp.linspace(-10, 10, 11)
     logits_t = apply(target_params, batch.next_observation)
-    selector = apply(state.critic.params, batch.next_observation) if double else logits_t
+    selector = apply(params, batch.next_observation) if double else logits_t
     choices = [np.argmax(jax.nn.softmax(logits) @ support, axis=1) for logits in (logits_t, selector)]
-    assert np.array_equal(*choices) != double
+    assert np.sum(choices[0] != choices[1]) == (7 if double else 0)
     expected = jax.vmap(categorical_cross_entropy, in_axes=(0, 0, 0, 0, 0, 0, None))(
-        *(apply(state.critic.params, batch.observation), batch.action, batch.reward, batch.discount),
+        *(apply(params, batch.observation), batch.action, batch.reward, batch.discount),
         *(logits_t, jax.nn.softmax(selector) @ support, support),
     )
     np.testing.assert_allclose(priorities, expected, rtol=1e-4)
