@@ -45,7 +45,7 @@ IDENTITIES = _names(
     "convert_element_type copy copy_p device_put name optimization_barrier reduce_precision sharding_constraint"
     " stop_gradient"
 )
-MOVES = _names("broadcast_in_dim concatenate expand_dims pad reshape rev slice split squeeze transpose")
+MOVES = _names("broadcast_in_dim concatenate pad reshape rev slice split squeeze stack tile transpose unstack")
 INDEXED_MOVES = {"dynamic_slice": 1, "dynamic_update_slice": 2, "gather": 1}  # -> operands before the indices
 ELEMENTWISE = _names(
     "abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp cos cosh digamma"
@@ -57,7 +57,9 @@ SCANS = _names("cumlogsumexp cummax cummin cumprod cumsum")
 WINDOWS = _names("reduce_window_max reduce_window_min reduce_window_sum")
 MAXIMA = _names("reduce_max reduce_window_max")  # a maximum of one unit's values is read before it is taken, as in ReDo
 NONZERO_OF_ZEROS = _names("argmax argmin cumlogsumexp")
-SHUFFLES = _names("approx_top_k scatter scatter-add scatter_add sort top_k")  # any element may go anywhere
+SHUFFLES = _names(
+    "approx_top_k scatter scatter-add scatter-max scatter-min scatter-mul scatter-sub sort top_k"
+)  # any element may go anywhere
 
 
 class LayerGraphError(ValueError):
