@@ -68,7 +68,7 @@ class LayerGraphError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Value:
-    layers: frozenset[int] = frozenset()  # groups of units that it depends on in any way without a contraction between
+    groups: frozenset[int] = frozenset()  # of units that it depends on in any way without a contraction between
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +106,6 @@ class Group:
 
     first: int
     columns: Integers  # [units, inputs]: the kernel's entries
-
-    def __contains__(self, label: int) -> bool:
-        return self.first <= label < self.first + len(self.columns)
 
 
 class Joint(NamedTuple):
@@ -195,11 +192,11 @@ class Trace:
         self._offsets = np.cumsum([0, *map(prod, leaves.values())])
         self._incoming, self._outgoing = Agreement(self._offsets[-1]), Agreement(self._offsets[-1])
         self._joints: list[Joint] = []
+        self._contracted: set[int] = set()  # groups that a contraction depends on
         self._reads: dict[int, set[Site]] = {}  # group -> where the values were computed that contractions read
         self._losses: dict[int, set[Site]] = {}  # ... that other operations took apart from their units
         self.roles = np.zeros(self._offsets[-1], np.int8)
         self.groups: list[Group] = []
-        self.hidden: set[int] = set()  # groups that a contraction depends on
         self.reasons: dict[int, str] = {}  # group -> why its units are not isolated
         self.sites: dict[Site, tuple[Integers, Shape]] = {}  # labels and shapes of the values computed
 
@@ -211,8 +208,8 @@ class Trace:
 
     def split(self, entries: NDArray[Any]) -> list[NDArray[Any]]:
         """What is known of every entry, as arrays in the shapes of the leaves."""
-        parts = np.split(entries, self._offsets[1:-1])
-        return [part.reshape(shape) for part, shape in zip(parts, self._leaves.values(), strict=True)]
+        bounds = zip(self._offsets[:-1], self._offsets[1:], self._leaves.values(), strict=True)
+        return [entries[start:end].reshape(shape) for start, end, shape in bounds]
 
     def leaf_of(self, group: int) -> tuple[str, int]:
         """Name of the leaf that holds a group's kernel, and its first entry."""
@@ -220,9 +217,13 @@ class Trace:
         leaf = int(np.searchsorted(self._offsets, entry, side="right")) - 1
         return list(self._leaves)[leaf], int(self._offsets[leaf])
 
-    def read_at(self, group: int) -> list[Site]:
-        """Where the values are computed that contractions read; failing those, the last that are the units' alone."""
-        return sorted(self._reads.get(group) or self._losses[group])
+    def hidden(self) -> dict[int, list[Site]]:
+        """The groups that contractions depend on, with where the values are computed that those read.
+
+        Failing such values, the last that are the units' alone.
+        """
+        sites = {group: self._reads.get(group) or self._losses.get(group) for group in sorted(self._contracted)}
+        return {group: sorted(found) for group, found in sites.items() if found}
 
     def finish(self, outputs: list[Value]) -> tuple[Integers, Integers]:
         """For each entry the unit that it feeds and the unit that it reads, NONE where that is not one unit alone."""
@@ -250,16 +251,18 @@ class Trace:
 
     def _apply(self, eqn: core.JaxprEqn, operands: list[Value], path: Path) -> list[Value]:
         name = eqn.primitive.name
-        layers = frozenset[int]().union(*(value.layers for value in operands))
+        groups = frozenset[int]().union(*(value.groups for value in operands))
+        if not eqn.outvars:  # a print: no output depends on it
+            return []
         if inner := called(eqn):
             outputs = self.run(*inner, operands, path)
             return [self._outermost(value, (path, index)) for index, value in enumerate(outputs)]
         if len(_arrays(operands)) == len(operands) and not eqn.effects:
             return [_constant(array) for array in bind(eqn, _arrays(operands))]
         if not any(isinstance(value, Parameter | Units) for value in operands):
-            return [Data(layers=layers) for _ in eqn.outvars]
+            return [Data(groups=groups) for _ in eqn.outvars]
         if name == "dot_general" or name == "conv_general_dilated":
-            return [self._contract(eqn, operands, (path, 0), layers)]
+            return [self._contract(eqn, operands, (path, 0), groups)]
         if name in IDENTITIES:
             outputs = operands
         elif name in MOVES or name in INDEXED_MOVES:
@@ -272,7 +275,7 @@ class Trace:
             outputs = [self._lose(operands, f"{name} moves it in a way that is not followed")] * len(eqn.outvars)
         else:
             raise self._error(eqn, operands, "which the layer graph does not know")
-        return [replace(value, layers=layers) for value in outputs]
+        return [replace(value, groups=groups) for value in outputs]
 
     def _move(self, eqn: core.JaxprEqn, operands: list[Value]) -> list[Value]:
         """Data movement: the same primitive applied to labels."""
@@ -295,7 +298,7 @@ class Trace:
                 sites = frozenset[Site]().union(*(value.sites for value in units))
                 silent = units[0].silent if len({value.silent for value in units}) == 1 else None
                 moved = replace(units[0], sites=sites, silent=silent)
-                return [replace(moved, labels=labels) for labels in move(map(_labels, arrays))]
+                return [_relabelled(moved, labels) for labels in move(map(_labels, arrays))]
             if len(parameters) == count and len({len(value.views) for value in parameters}) == 1:
                 same = list(zip(*(value.views for value in parameters), strict=True))
                 entries = [move(view.entries for view in views) for views in same]
@@ -347,20 +350,18 @@ class Trace:
         if clash.any():
             self._lose([value], f"{name} mixes it with other values")
         labels = compact(np.where(clash, NONE, labels).astype(np.int32))
-        if (labels == NONE).all():
-            return Data()
         if name in MAXIMA:
-            return replace(value, labels=labels)
+            return _relabelled(value, labels)
         silent = 0 if value.silent == 0 and name not in NONZERO_OF_ZEROS else None
-        return self._computed(labels, shape, site, silent, name)
+        return _relabelled(self._computed(labels, shape, site, silent, name), labels)
 
-    def _contract(self, eqn: core.JaxprEqn, operands: list[Value], site: Site, layers: frozenset[int]) -> Value:
+    def _contract(self, eqn: core.JaxprEqn, operands: list[Value], site: Site, groups: frozenset[int]) -> Value:
         """A contraction: with a kernel it reads the units of the other operand and makes new ones."""
         name = eqn.primitive.name
         kernels = [isinstance(value, Parameter) and any(view.exact for view in value.views) for value in operands]
         if sum(kernels) != 1:
             if all(kernels) or any(isinstance(value, Constant) for value in operands):
-                return replace(self._lose(operands, f"{name} mixes it with other values"), layers=layers)
+                return replace(self._lose(operands, f"{name} mixes it with other values"), groups=groups)
             computed = {value.operation for value in operands if isinstance(value, Parameter)}
             raise self._error(eqn, operands, f"its kernel is no stored parameter: {', '.join(computed) or 'data'}")
         kernel, data = operands[kernels.index(True)], operands[kernels.index(False)]
@@ -373,7 +374,7 @@ class Trace:
         exact = tuple(view.entries for view in views if view.exact)
         batch, inputs, outputs = exact[0].shape
 
-        self.hidden |= layers
+        self._contracted |= groups
         rows = np.full((batch, inputs, 1), NONE, np.int32)
         if isinstance(data, Units):
             for group in self._groups(data.labels):
@@ -393,7 +394,7 @@ class Trace:
             self._use(view.entries, units, np.maximum(rows, NONE) if view.exact else NONE, KERNEL)
         self._joints.append(Joint(exact, rows, units))
         made = self._computed(arrange_output(units), shape_of(eqn.outvars[0]), site, 0, name)
-        return replace(made, layers=frozenset({group}))
+        return replace(made, groups=frozenset({group}))
 
     def _computed(self, labels: Integers, shape: Shape, site: Site, silent: Any, name: str) -> Units:
         self.sites[site] = labels, shape
@@ -469,6 +470,10 @@ def _labels(value: Value) -> Integers:
         return value.labels
     zero = np.asarray(value.array) == 0 if isinstance(value, Constant) else np.asarray(False)
     return np.where(zero, ZERO, NONE).astype(np.int32)
+
+
+def _relabelled(value: Units, labels: Integers) -> Value:
+    return replace(value, labels=labels) if ((labels >= 0) | (labels == MIXED)).any() else Data()
 
 
 def _joined(one: Integers, other: Integers) -> Integers:

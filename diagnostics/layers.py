@@ -44,18 +44,21 @@ class UnitMasks(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """The hidden units that one kernel makes. Unit i is entry i of `shape`, counted in C order.
+    """The hidden units that one kernel makes, numbered in the C order of `shape`.
 
-    Owners name entries by leaf ("params/Dense_0/kernel") and broadcast to the leaf: of a dense kernel `incoming` is
-    [[0, 1, ..., units - 1]], and after a channel-last flatten `outgoing` of the next is [[0], [1], ..., [0], [1], ...].
+    Where it is isolated, a unit whose activation is 0 leaves every output as it is, to the bit, whatever its outgoing
+    entries are; and a unit whose outgoing entries are 0 does so whatever its other entries are. Where it is not, one
+    of the two fails: the unit is normalised, added to others, shares its weights or is read in another way.
+
+    Owners name entries by leaf ("params/Dense_0/kernel") and broadcast to the leaf: `incoming` of a dense kernel is
+    [[0, 1, 2, ...]], and `outgoing` of the one behind a channel-last flatten [[0], [1], ..., [0], [1], ...].
     """
 
-    name: str  # the kernel's path: "torso/Conv_1"
-    shape: Shape  # (units,), or (members, units) of an ensemble stacked along the kernel's first axes
-    isolated: bool  # a unit whose activation is 0 leaves all outputs as they are whatever its outgoing entries are, and
-    # one whose outgoing entries are 0 does so whatever its incoming ones are
+    name: str  # path of the kernel's module, "torso/Conv_1", or of the kernel itself
+    shape: Shape  # (units,), or (members, units) where the kernel holds the members of an ensemble along its first axes
+    isolated: bool
     reason: str  # why it is not isolated; empty if it is
-    incoming: Owners
+    incoming: Owners  # as in UnitMasks
     bias: Owners
     scale: Owners
     outgoing: Owners
@@ -70,9 +73,9 @@ class Reading(NamedTuple):
     """Where a layer's activations stand among the values computed."""
 
     sites: tuple[Site, ...]
-    shapes: tuple[Shape, ...]  # of the values at the sites, with None for the examples' axis
-    axes: tuple[int | None, ...]  # the examples' axis of each
-    places: NDArray[np.int64]  # [values per example, units]: places among those of one example at all sites in a row
+    shapes: tuple[Shape, ...]  # of the values there
+    axes: tuple[int | None, ...]  # along which their examples lie; None: they are all of one
+    places: NDArray[np.int64]  # [values per example, units]: places among the values of one example, site after site
     shape: Shape  # of the layer
 
 
@@ -100,9 +103,8 @@ class LayerGraph:
         """What the contractions that read each layer are given, before it is moved or max-pooled: name -> [B, *shape].
 
         [B, n, *shape] where a unit has n values per example: the places of a convolution, or several activation
-        functions (CReLU). B is the first axis that the inputs have in common with the units' values. Costs one
-        evaluation of the function. LayerGraphError if it does other operations on these inputs than on those the graph
-        was made from; the number of examples may differ.
+        functions (CReLU); 0 for a unit that nothing reads. Costs one evaluation of the function. The number of examples
+        may differ from the graph's; LayerGraphError where other shapes or operations do.
         """
         return self._run(params, inputs, {})[1]
 
@@ -182,7 +184,8 @@ def layer_graph(apply_fn: Callable[..., Any], params: PyTree, *inputs: Any) -> L
         arguments = [*trace.parameters(), *(Data() for _ in jaxpr.invars[len(leaves) :])]
         incoming, outgoing = trace.finish(trace.run(jaxpr, consts, arguments))
 
-    counts = {index: len(trace.groups[index].columns) for index in sorted(trace.hidden)}
+    hidden = trace.hidden()
+    counts = {index: len(trace.groups[index].columns) for index in hidden}
     first = dict(zip(counts, np.cumsum([0, *counts.values()]).tolist(), strict=False))
     number = np.full(sum(len(group.columns) for group in trace.groups) + 1, NONE, np.int32)  # its last is that of NONE
     for index, count in counts.items():
@@ -190,6 +193,7 @@ def layer_graph(apply_fn: Callable[..., Any], params: PyTree, *inputs: Any) -> L
     fed = [number[np.where(trace.roles == role, incoming, NONE)] for role in (KERNEL, BIAS, SCALE)]
     owners = tuple(tuple(map(compact, trace.split(entries))) for entries in (*fed, number[outgoing]))
 
+    examples = next((np.shape(leaf)[0] for leaf in jax.tree.leaves(inputs) if np.ndim(leaf)), 1)
     names = _layer_names([trace.leaf_of(index)[0] for index in range(len(trace.groups))])
     layers, readings = [], {}
     for index, count in counts.items():
@@ -198,7 +202,7 @@ def layer_graph(apply_fn: Callable[..., Any], params: PyTree, *inputs: Any) -> L
         reason = trace.reasons.get(index, "")
         own = [_within(dict(zip(paths, leaves, strict=True)), first[index], count) for leaves in owners]
         layers.append(Layer(names[index], shape, not reason, reason, *own))
-        readings[names[index]] = _reading(trace, index, shape)
+        readings[names[index]] = _reading(trace, index, hidden[index], shape, examples)
     heads = tuple(name for index, name in enumerate(names) if index not in counts)
     return LayerGraph(tuple(layers), heads, apply_fn, _fingerprint(jaxpr), readings, treedef, shapes, owners)
 
@@ -280,41 +284,47 @@ def _layer_shape(columns: Integers, shape: Shape) -> Shape:
     return (len(columns),)
 
 
-def _reading(trace: Trace, index: int, shape: Shape) -> Reading:
-    group, sites = trace.groups[index], trace.read_at(index)
-    described = [trace.sites[site] for site in sites]
-    axes = [next((axis for axis, size in enumerate(labels.shape) if size == 1), None) for labels, _ in described]
-    if len({None if axis is None else full[axis] for axis, (_, full) in zip(axes, described, strict=True)}) > 1:
+def _reading(trace: Trace, index: int, sites: list[Site], shape: Shape, examples: int) -> Reading:
+    group, labels, shapes, axes = trace.groups[index], [], [], []
+    for site in sites:
+        own, full = trace.sites[site]
+        same = [axis for axis, size in enumerate(own.shape) if size == 1]  # along these the units do not change
+        axes.append(next((axis for axis in same if full[axis] == examples), same[0] if same else None))
+        labels.append(own)
+        shapes.append(full)
+    if len({None if axis is None else full[axis] for axis, full in zip(axes, shapes, strict=True)}) > 1:
         axes = [None] * len(sites)
-    shapes = [
-        tuple(size for i, size in enumerate(full) if i != axis) for axis, (_, full) in zip(axes, described, strict=True)
+    flat = [
+        np.broadcast_to(own if axis is None else own.squeeze(axis), _without(full, axis)).ravel()
+        for own, full, axis in zip(labels, shapes, axes, strict=True)
     ]
-    labels = np.concatenate(
-        [
-            np.broadcast_to(labels if axis is None else labels.squeeze(axis), rest).ravel()
-            for axis, rest, (labels, _) in zip(axes, shapes, described, strict=True)
-        ]
-    )
-    units = len(group.columns)
-    places = [np.flatnonzero(labels == group.first + unit) for unit in range(units)]
+    row = np.concatenate(flat)
+    places = [np.flatnonzero(row == group.first + unit) for unit in range(len(group.columns))]
     count = max(map(len, places))
-    # A unit with fewer values than others repeats them; one that nothing reads has none, a place behind the last.
-    columns = [np.resize(place if len(place) else len(labels), count) for place in places]
+    # A unit with fewer values than others repeats them; one that nothing reads has a place behind the last.
+    columns = [np.resize(place if len(place) else len(row), count) for place in places]
     return Reading(tuple(sites), tuple(shapes), tuple(axes), np.stack(columns, axis=1), shape)
 
 
-def _flat(reading: Reading, position: int, value: jax.Array) -> jax.Array:
-    """A value of the reading as [B, values of one example]."""
-    axis = reading.axes[position]
+def _without(shape: Shape, axis: int | None) -> Shape:
+    return shape if axis is None else (*shape[:axis], *shape[axis + 1 :])
+
+
+def _examples_first(reading: Reading, position: int, value: jax.Array) -> tuple[jax.Array, int | None]:
+    """A value of the reading as [B, values of one example], and the axis along which its examples lay."""
+    axis, graph_shape = reading.axes[position], reading.shapes[position]
+    changed = [i for i, sizes in enumerate(zip(value.shape, graph_shape, strict=True)) if sizes[0] != sizes[1]]
+    if axis is not None and len(changed) == 1 and graph_shape[axis] == graph_shape[changed[0]] == 1:
+        axis = changed[0]  # a graph of one example cannot tell its axis from another of size 1
+    if _without(value.shape, axis) != _without(graph_shape, axis):
+        raise LayerGraphError(f"values have shape {value.shape} here, those of the graph {graph_shape}")
     flat = value[None] if axis is None else jnp.moveaxis(value, axis, 0)
-    if flat.shape[1:] != reading.shapes[position]:
-        raise LayerGraphError(f"examples have values of shape {flat.shape[1:]}, the graph's {reading.shapes[position]}")
-    return flat.reshape(flat.shape[0], -1)
+    return flat.reshape(flat.shape[0], -1), axis
 
 
 def _read(reading: Reading, values: list[jax.Array]) -> jax.Array:
     """The activations of a layer, [B, *shape] or [B, n, *shape]."""
-    flat = jnp.concatenate([_flat(reading, position, value) for position, value in enumerate(values)], axis=1)
+    flat = jnp.concatenate([_examples_first(reading, i, value)[0] for i, value in enumerate(values)], axis=1)
     if not np.array_equal(reading.places.ravel(), np.arange(flat.shape[1])):
         flat = flat.at[:, reading.places].get(mode="fill", fill_value=0)
     count = len(reading.places)
@@ -323,10 +333,10 @@ def _read(reading: Reading, values: list[jax.Array]) -> jax.Array:
 
 def _offset(reading: Reading, position: int, value: jax.Array, offsets: jax.Array) -> jax.Array:
     """One value of the reading with its share of the layer's offsets added."""
-    flat = _flat(reading, position, value)
-    index = reading.places - sum(prod(shape) for shape in reading.shapes[:position])
+    flat, axis = _examples_first(reading, position, value)
+    before = zip(reading.shapes[:position], reading.axes[:position], strict=True)
+    index = reading.places - sum(prod(_without(shape, other)) for shape, other in before)
     here = (index >= 0) & (index < flat.shape[1])
     flat = flat.at[:, index[here]].add(offsets.reshape(flat.shape[0], *index.shape)[:, here])
-    axis = reading.axes[position]
-    shaped = flat.reshape(flat.shape[0], *reading.shapes[position])
+    shaped = flat.reshape(flat.shape[0], *_without(value.shape, axis))
     return shaped[0] if axis is None else jnp.moveaxis(shaped, 0, axis)

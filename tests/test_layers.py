@@ -320,6 +320,11 @@ def relu_net(between):
     return lambda params, x: between(jax.nn.relu(x @ params["a"]), params, x) @ params["b"]
 
 
+def printed(h):
+    jax.debug.print("{}", h)
+    return h
+
+
 SQUARE = {"a": normal(3, 3), "b": normal(3, 3, seed=1), "c": normal(3)}
 
 
@@ -420,6 +425,7 @@ def test_units_that_are_not_isolated(network, reason):
         lambda h, p, x: h[:, None].repeat(2, axis=1).mean(axis=1),
         lambda h, p, x: nn.avg_pool(h[:, None, None].repeat(4, axis=1), (2, 1), (2, 1))[:, 0, 0],
         lambda h, p, x: jnp.stack(jnp.split(h, 3, axis=1), axis=1)[..., 0],
+        lambda h, p, x: printed(h),
         lambda h, p, x: lax.cummax(h[:, None].repeat(2, axis=1), axis=1)[:, -1],
     ],
 )
@@ -564,6 +570,37 @@ def test_units_that_are_read_in_parts():
     np.testing.assert_allclose(graph.activations(params, x)["a"], expected, rtol=1e-6)
 
 
+def test_one_member_and_one_example_are_not_taken_for_each_other():
+    network = critic_network(SAC(hidden=(3, 2)), 1)
+    params = drawn(network, normal(5, 4), normal(5, 1))
+    for examples in (1, 5):
+        graph = layer_graph(network.apply, params, normal(examples, 4), normal(examples, 1))
+        activations = graph.activations(params, normal(7, 4), normal(7, 1))
+        assert {name: leaf.shape for name, leaf in activations.items()} == {
+            "hidden/dense_0": (7, 3),
+            "hidden/dense_1": (7, 2),
+        }
+
+
+def test_functions_without_hidden_layers():
+    for params, network in (({}, lambda params, x: x), ({"a": normal(2, 3)}, lambda params, x: x @ params["a"])):
+        graph = layer_graph(network, params, normal(4, 2))
+        assert graph.layers == () and graph.activations(params, normal(4, 2)) == {}
+        chex.assert_trees_all_equal(
+            graph.masks({}).outgoing, jax.tree.map(lambda leaf: np.zeros(leaf.shape, bool), params)
+        )
+
+
+def test_units_that_are_cut_away():
+    def network(params, x):
+        joint = jnp.concatenate([jax.nn.relu(x @ params["a"]), x], axis=1)
+        return jnp.tanh(joint[:, 3:]) @ params["b"]
+
+    params = {"a": normal(2, 3), "b": normal(2, 1)}
+    graph = layer_graph(network, params, normal(4, 2))
+    assert graph.layers == () and graph.heads == ("a", "b")
+
+
 def test_a_residual_branch_is_read_where_it_is_added():
     def network(params, x):
         h = x @ params["a"]
@@ -615,7 +652,7 @@ def test_other_operations_or_shapes_than_the_graph_s_raise():
 
     graph = layer_graph(everywhere, SQUARE, normal(1, 3, 2, 2))
     assert graph.activations(SQUARE, normal(5, 3, 2, 2))["a"].shape == (5, 4, 3)
-    with pytest.raises(LayerGraphError, match=r"values of shape \(3, 4, 4\), the graph's \(3, 2, 2\)"):
+    with pytest.raises(LayerGraphError, match=r"shape \(1, 3, 4, 4\) here, those of the graph \(1, 3, 2, 2\)"):
         graph.activations(SQUARE, normal(1, 3, 4, 4))
 
 
