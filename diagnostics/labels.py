@@ -228,7 +228,7 @@ class Trace:
     def finish(self, outputs: list[Value]) -> tuple[Integers, Integers]:
         """For each entry the unit that it feeds and the unit that it reads, NONE where that is not one unit alone."""
         for value in outputs:
-            self._lose([value], "it reaches an output without a contraction")
+            self._lose([value], "an output", "reads it without a contraction between")
         incoming, outgoing = self._incoming.labels(), self._outgoing.labels()
         for joint in self._joints:
             for owner, labels in ((outgoing, joint.rows), (incoming, joint.columns)):
@@ -272,7 +272,7 @@ class Trace:
         elif name in REDUCTIONS or name in SCANS or name in WINDOWS:
             outputs = [self._reduce(eqn, operands, (path, 0))]
         elif name in SHUFFLES:
-            outputs = [self._lose(operands, f"{name} moves it in a way that is not followed")] * len(eqn.outvars)
+            outputs = [self._lose(operands, name, "moves it in a way that is not followed")] * len(eqn.outvars)
         else:
             raise self._error(eqn, operands, "which the layer graph does not know")
         return [replace(value, groups=groups) for value in outputs]
@@ -294,7 +294,7 @@ class Trace:
         parameters = [value for value in arrays if isinstance(value, Parameter)]
         if len(indices) == len(operands) - count:
             if units:
-                self._lose(parameters, "")
+                self._lose(parameters, name)
                 sites = frozenset[Site]().union(*(value.sites for value in units))
                 silent = units[0].silent if len({value.silent for value in units}) == 1 else None
                 moved = replace(units[0], sites=sites, silent=silent)
@@ -306,7 +306,7 @@ class Trace:
                     exact = [all(view.exact for view in views) for views in same]
                     views = [tuple(map(View, output, exact)) for output in zip(*entries, strict=True)]
                     return [replace(parameters[0], views=output) for output in views or [()] * len(eqn.outvars)]
-        return [self._lose(operands, f"{name} moves it in a way that is not followed")] * len(eqn.outvars)
+        return [self._lose(operands, name, "moves it in a way that is not followed")] * len(eqn.outvars)
 
     def _compute(self, eqn: core.JaxprEqn, operands: list[Value], site: Site) -> Value:
         """An elementwise operation: an element carries the units of its operands' elements."""
@@ -336,7 +336,7 @@ class Trace:
         """A reduction, over values of one unit or of several."""
         name, value, shape = eqn.primitive.name, operands[0], shape_of(eqn.outvars[0])
         if not isinstance(value, Units):
-            return self._lose(operands, "")
+            return self._lose(operands, name)
         if name in REDUCTIONS:
             labels, clash = agreed_along(value.labels, tuple(eqn.params["axes"]))
         else:
@@ -348,7 +348,7 @@ class Trace:
                 np.asarray(highest.bind(np.where(full == ZERO, LOWEST, full), **eqn.params)),
             )
         if clash.any():
-            self._lose([value], f"{name} mixes it with other values")
+            self._lose([value], name, "mixes it with other values")
         labels = compact(np.where(clash, NONE, labels).astype(np.int32))
         if name in MAXIMA:
             return _relabelled(value, labels)
@@ -360,10 +360,11 @@ class Trace:
         name = eqn.primitive.name
         kernels = [isinstance(value, Parameter) and any(view.exact for view in value.views) for value in operands]
         if sum(kernels) != 1:
-            if all(kernels) or any(isinstance(value, Constant) for value in operands):
-                return replace(self._lose(operands, f"{name} mixes it with other values"), groups=groups)
-            computed = {value.operation for value in operands if isinstance(value, Parameter)}
-            raise self._error(eqn, operands, f"its kernel is no stored parameter: {', '.join(computed) or 'data'}")
+            computed = [value.operation for value in operands if isinstance(value, Parameter)]
+            if len(computed) == 1 and not any(isinstance(value, Constant) for value in operands):
+                # Its units would be missed: they have no column of a stored kernel.
+                raise self._error(eqn, operands, f"its kernel is computed by {computed[0]}")
+            return replace(self._lose(operands, name, "mixes it with other values"), groups=groups)
         kernel, data = operands[kernels.index(True)], operands[kernels.index(False)]
         assert isinstance(kernel, Parameter)
         arranged = _arranged_convolution(eqn) if name == "conv_general_dilated" else _arranged_product(eqn, kernels[1])
@@ -386,7 +387,7 @@ class Trace:
                 self._blame(data, labels, f"{data.operation} may make it other than zero where its inputs are silent")
             rows = rows[:, :, None]
         else:
-            self._lose([data], "")
+            self._lose([data], name)
 
         group, order = self._group(exact[0].transpose(0, 2, 1).reshape(batch * outputs, inputs))
         units = (self.groups[group].first + order).astype(np.int32).reshape(batch, 1, outputs)
@@ -437,16 +438,15 @@ class Trace:
             self.reasons.setdefault(group, reason)
             self._losses.setdefault(group, set()).update(self._sites_of(value, group))
 
-    def _lose(self, values: Iterable[Value], reason: str) -> Value:
-        """What is left of values from here on, where neither units nor entries are followed."""
+    def _lose(self, values: Iterable[Value], operation: str, why: str = "") -> Value:
+        """What is left of values behind an operation through which neither units nor entries are followed."""
         values = list(values)
         for value in values:
             if isinstance(value, Units):
-                self._blame(value, value.labels, reason)
+                self._blame(value, value.labels, f"{operation} {why}")
             for view in value.views if isinstance(value, Parameter) else ():
                 self._use(view.entries, NONE, NONE, 0)
-        computed = [value.operation for value in values if isinstance(value, Parameter)]
-        return Parameter(operation=computed[0]) if computed else Data()
+        return Parameter(operation=operation) if any(isinstance(value, Parameter) for value in values) else Data()
 
     def _error(self, eqn: core.JaxprEqn, operands: list[Value], why: str) -> LayerGraphError:
         groups = set[int]().union(*(self._groups(value.labels) for value in operands if isinstance(value, Units)))
@@ -497,7 +497,8 @@ def _silent(eqn: core.JaxprEqn, operands: list[Value]) -> Any:
         return None
     atoms: list[Any] = eqn.invars
     arrays = [np.asarray(value, atom.aval.dtype) for value, atom in zip(values, atoms, strict=True)]
-    return np.asarray(bind(eqn, arrays)[0]).item()
+    silent = np.asarray(bind(eqn, arrays)[0]).item()
+    return silent if np.isfinite(silent) else None
 
 
 def _stand_in(name: str, position: int, value: Value) -> Any:

@@ -172,8 +172,9 @@ def layer_graph(apply_fn: Callable[..., Any], params: PyTree, *inputs: Any) -> L
     units. Its activation is the last value computed of it before the contractions that read it. What nothing reads is
     not seen: an output that `apply_fn` does not return, or an entry that belongs to several units.
 
-    LayerGraphError names the operation where units or parameters meet one that is not followed: loops, conditions,
-    products of units with units (attention) or of data with computed kernels, and any primitive not known here.
+    LayerGraphError names the operation where units or parameters meet one that is not followed: loops, conditions, the
+    contraction of a kernel that is computed (noisy, standardised, chosen by data), and any primitive not known here.
+    Products of units with units (attention) are followed no further, and their layers not isolated.
     """
     jaxpr, consts, _ = _traced(apply_fn, params, inputs)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)

@@ -393,8 +393,8 @@ def spectral_norm(params, x):
         (relu_net(lambda h, p, x: h @ jnp.ones((3, 3))), "dot_general mixes it"),
         (autoencoder, "weights are used elsewhere"),
         (twice, "weights are used elsewhere"),
-        (returned, "reaches an output"),
-        (one_returned, "reaches an output"),
+        (returned, "an output reads it"),
+        (one_returned, "an output reads it"),
         (penalised, "weights are used elsewhere"),
         (shared_rows, "one row of weights reads it"),
         (expected_value, "dot_general mixes it"),
@@ -434,6 +434,28 @@ def test_units_that_stay_isolated(between):
     assert (layer.isolated, layer.reason) == (True, "")
 
 
+def test_attention_is_not_isolated_but_what_follows_it_is():
+    class Transformer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = x + nn.MultiHeadDotProductAttention(2, name="attention")(x)
+            return nn.Dense(1, name="head")(x + nn.Dense(4, name="out")(nn.gelu(nn.Dense(3, name="hidden")(x))))
+
+    x = normal(2, 3, 4)
+    params = drawn(Transformer(), x)
+    graph = layer_graph(Transformer().apply, params, x)
+    assert isolated(graph) == {
+        "attention/query": False,
+        "attention/key": False,
+        "attention/value": False,
+        "attention/out": False,
+        "hidden": True,
+        "out": False,
+    }
+    assert graph["attention/query"].reason == "dot_general mixes it with other values"
+    assert graph["hidden"].shape == (3,) and graph["attention/query"].shape == (4,)
+
+
 def test_weights_that_are_scaled_as_a_whole():
     def network(params, x):
         kernel = 0.5 * params["a"].astype(jnp.bfloat16).astype(jnp.float32)
@@ -467,10 +489,6 @@ def branched(params, x):
     return lax.cond(x[0, 0] > 0, jnp.tanh, jnp.sin, x @ params["a"]) @ params["b"]
 
 
-def attention(params, x):
-    return jax.nn.softmax((x @ params["a"]) @ (x @ params["b"]).T) @ x
-
-
 def standardised(params, x):
     return jax.nn.relu(x @ params["a"]) @ (params["b"] - params["b"].mean())
 
@@ -493,10 +511,9 @@ def transformed(params, x):
         (scanned, "cannot follow parameters through scan"),
         (looped, "cannot follow the units of a through while"),
         (branched, "cannot follow the units of a through cond"),
-        (attention, "cannot follow the units of a, b through dot_general"),
-        (standardised, r"cannot follow the units of a through dot_general: its kernel is no stored parameter: sub"),
-        (noisy, r"cannot follow parameters through dot_general: its kernel is no stored parameter: add"),
-        (selected, r"cannot follow parameters through dot_general: its kernel is no stored parameter"),
+        (standardised, "cannot follow the units of a through dot_general: its kernel is computed by sub"),
+        (noisy, "cannot follow parameters through dot_general: its kernel is computed by add"),
+        (selected, "cannot follow parameters through dot_general: its kernel is computed by dynamic_slice"),
         (transformed, "cannot follow the units of a through fft"),
     ],
 )
@@ -838,6 +855,113 @@ def test_named_entries_of_many_architectures(architecture, seed):
 @given(architectures(jax.nn.relu), st.integers(0, 999))
 def test_dead_units_of_many_architectures(architecture, seed):
     check(architecture, seed, partial(check_dead_units, seed=seed))
+
+
+# ---- Random programs: most of their layers are not isolated; of those that are, everything said must hold
+
+WIDTH = 4
+UNARY = (
+    jax.nn.relu,
+    jnp.tanh,
+    jax.nn.sigmoid,
+    jax.nn.gelu,
+    jnp.square,
+    lambda x: 2 * x,
+    lambda x: x + 1,
+    lambda x: x[:, ::-1],
+    lambda x: x[:, jnp.array([2, 0, 3, 1])],
+    lambda x: jnp.roll(x, 1, axis=1),
+    lambda x: jnp.concatenate([x[:, :2], x[:, :2]], axis=1),
+    lambda x: jnp.concatenate(jnp.split(x, 2, axis=1)[::-1], axis=1),
+    lambda x: jnp.pad(x, ((0, 0), (1, 0)))[:, :WIDTH],
+    lambda x: jnp.pad(x, ((0, 0), (1, 0)), constant_values=1.0)[:, :WIDTH],
+    lambda x: x * jnp.array([[1.0, 0.0, 1.0, 1.0]]),
+    lambda x: x.reshape(-1, 2, 2).max(axis=2).repeat(2, axis=1),
+    lambda x: x - x.mean(axis=1, keepdims=True),
+    lambda x: x - x.mean(axis=0, keepdims=True),
+    lambda x: jnp.cumsum(x, axis=1),
+    lambda x: jnp.sort(x, axis=1),
+)
+BINARY = (
+    jnp.add,
+    jnp.multiply,
+    jnp.maximum,
+    lambda x, y: jnp.where(x > 0, y, 0),
+    lambda x, y: jnp.where(jnp.arange(WIDTH)[None] % 2 == 0, x, y),
+    lambda x, y: jnp.concatenate([x[:, :2], y[:, 2:]], axis=1),
+)
+WITH_KERNEL = (  # the shape of the kernel, and what is done with it
+    ((WIDTH, WIDTH), lambda x, y, kernel: x @ kernel),
+    ((WIDTH, WIDTH), lambda x, y, kernel: x @ kernel),
+    ((WIDTH, WIDTH), lambda x, y, kernel: x @ kernel.T),
+    ((2 * WIDTH, WIDTH), lambda x, y, kernel: jnp.concatenate([x, y], axis=1) @ kernel),
+    ((2, 2), lambda x, y, kernel: (x.reshape(-1, 2, 2) @ kernel).reshape(-1, WIDTH)),
+    ((1, WIDTH), lambda x, y, kernel: x + kernel),
+    ((1, WIDTH), lambda x, y, kernel: x * kernel),
+    ((1, 1), lambda x, y, kernel: x + kernel),
+)
+
+
+def random_program(rng):
+    """A function of (params, x) made of random operations on random earlier values, and its parameters."""
+    params, steps = {"head": rng.normal(size=(WIDTH, 2)).astype(np.float32)}, []
+
+    def kernel(shape):
+        known = [name for name, leaf in params.items() if leaf.shape == shape]
+        if known and rng.random() < 0.25:
+            return str(rng.choice(known))
+        params[f"w{len(params)}"] = rng.normal(size=shape).astype(np.float32)
+        return f"w{len(params) - 1}"
+
+    for count in range(rng.integers(3, 10)):
+        last = count if rng.random() < 0.7 else int(rng.integers(count + 1))
+        kind, other = rng.choice(3, p=[0.3, 0.1, 0.6]), int(rng.integers(count + 1))
+        if kind == 2:
+            shape, operation = WITH_KERNEL[rng.integers(len(WITH_KERNEL))]
+            steps.append((operation, (last, other), (kernel(shape),)))
+        else:
+            operations = (UNARY, BINARY)[kind]
+            steps.append((operations[rng.integers(len(operations))], (last, other)[: kind + 1], ()))
+    shown = [int(rng.integers(len(steps) + 1))] if rng.random() < 0.3 else []
+
+    def program(params, x):
+        values = [x]
+        for operation, places, names in steps:
+            values.append(operation(*(values[place] for place in places), *(params[name] for name in names)))
+        return values[-1] @ params["head"], [values[place] for place in shown]
+
+    return program, params
+
+
+def check_random_programs(seeds):
+    checked = 0
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        program, params = random_program(rng)
+        x = normal(3, WIDTH, seed=seed)
+        graph = layer_graph(program, params, x)
+        other = randomised(params, seed)
+        for layer in graph.layers:
+            for unit in range(layer.units) if layer.isolated else ():
+                masks = graph.masks({layer.name: np.arange(layer.units) == unit})
+                own = jax.tree.map(lambda *leaves: np.logical_or.reduce(leaves), *masks[:3])
+                cut, dead = (jax.tree.map(lambda m, w: np.where(m, 0 * w, w), m, params) for m in (masks.outgoing, own))
+                edited = jax.tree.map(np.where, own, other, cut)
+                chex.assert_trees_all_equal(program(cut, x), program(edited, x))
+                if not np.any(graph.activations(dead, x)[layer.name][..., unit]):
+                    checked += 1
+                    edited = jax.tree.map(np.where, masks.outgoing, other, dead)
+                    chex.assert_trees_all_equal(program(dead, x), program(edited, x))
+    assert checked > len(seeds)
+
+
+def test_random_programs():
+    check_random_programs(range(5))
+
+
+@pytest.mark.slow
+def test_many_random_programs():
+    check_random_programs(range(5, 300))
 
 
 # ---- The agents' own networks
