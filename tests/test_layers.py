@@ -465,6 +465,31 @@ def test_weights_that_are_scaled_as_a_whole():
     assert layer.isolated and table(layer.outgoing, SQUARE) == {"b": [[0] * 3, [1] * 3, [2] * 3]}
 
 
+def test_inputs_that_parameters_scale_are_no_kernel():
+    def network(params, x):
+        return jax.nn.relu((x * params["c"][None]) @ params["a"]) @ params["b"]
+
+    (layer,) = layer_graph(network, SQUARE, normal(4, 3)).layers
+    assert layer.isolated and table(layer.incoming, SQUARE) == {"a": [[0, 1, 2]] * 3} and not layer.scale
+
+
+def test_zeros_around_an_image_belong_to_every_unit_and_others_to_none():
+    def network(value):
+        def pad(h):
+            return jnp.pad(h, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=value)
+
+        def apply(params, x):
+            h = jax.nn.relu(lax.conv_general_dilated(x, params["a"], (1, 1), "VALID", dimension_numbers=NHWC))
+            return lax.conv_general_dilated(pad(h), params["b"], (1, 1), "VALID", dimension_numbers=NHWC)
+
+        return apply
+
+    params = {"a": normal(2, 2, 1, 2), "b": normal(2, 2, 2, 1)}
+    zeros, ones = (layer_graph(network(value), params, normal(1, 4, 4, 1))["a"] for value in (0.0, 1.0))
+    assert zeros.isolated and table(zeros.outgoing, params) == {"b": [[[[0], [1]]] * 2] * 2}
+    assert not ones.isolated and ones.reason == "one row of weights reads it and other values" and not ones.outgoing
+
+
 def test_entries_that_several_units_share_belong_to_none():
     def network(params, x):
         return jax.nn.relu(x @ params["a"] + params["shared"][None]) @ params["b"]
