@@ -743,10 +743,10 @@ class Network(nn.Module):
 
     def _gaussian(self, x, action):
         mean, log_std = jnp.split(nn.Dense(4)(x), 2, axis=-1)
-        return jnp.tanh(mean), jnp.clip(log_std, -20, 2)
+        return mean, jax.nn.softplus(log_std)
 
     def _two_heads(self, x, action):
-        return nn.Dense(2)(x), jnp.exp(nn.Dense(2)(x))
+        return nn.Dense(2)(x), -nn.Dense(2)(x)
 
     def _shared_encoder(self, x, action):
         actor = nn.Dense(2)(self.activation(nn.Dense(2, name="actor")(x)))
@@ -798,7 +798,7 @@ def check_named_entries(network, params, inputs, graph):
     """The entries of every isolated unit are those that gradients find: none more, none fewer.
 
     An entry is outgoing if its gradient vanishes with the unit's activation, and incoming if it vanishes when the
-    outgoing entries are zero, in a network where it does not vanish otherwise: arcsinh is steep everywhere.
+    outgoing entries are zero, in a network where it does not vanish otherwise: nothing in it saturates.
     """
     outputs = jax.eval_shape(network.apply, params, *inputs)
     directions = randomised(outputs, seed=7)
