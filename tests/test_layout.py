@@ -18,10 +18,11 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 ARROWS = {  # folder -> the folders of ours that it may import
     "agents": set(),
+    "diagnostics": set(),
     "envs": set(),
     "replay": set(),
-    "training": {"agents", "envs", "replay"},
-    "benchmarks": {"agents", "envs", "replay", "training"},
+    "training": {"agents", "diagnostics", "envs", "replay"},
+    "benchmarks": {"agents", "diagnostics", "envs", "replay", "training"},
 }
 
 
