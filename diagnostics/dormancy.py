@@ -64,7 +64,7 @@ def gradient_scores(graph: LayerGraph, gradients: PyTree) -> Units:
     gradients: of the loss of a batch, with the structure of the parameters; biases are left out, as in their code. Output
     layers are included: their kernels must be dense, [..., inputs, units]; ValueError names one that is none.
     """
-    leaves = _leaves(gradients)
+    leaves = named_leaves(gradients)
     squares = {name: jnp.square(leaf) for name, leaf in leaves.items()}
     totals = {layer.name: _totals(layer, layer.incoming, squares) for layer in graph.layers}
     totals |= {name: squares[_dense_kernel(name, leaves)].sum(axis=-2) for name in graph.heads}
@@ -84,7 +84,7 @@ def unit_utilities(
     centred: E|h_i - E h_i| instead; adaptive: over sum|incoming weights|. Both together are the utility of Dopamine's
     `cbp` and of Dohare et al. (2021). Of one batch, without a running average, and not relative to the layer.
     """
-    sizes = {name: jnp.abs(leaf) for name, leaf in _leaves(params).items()}
+    sizes = {name: jnp.abs(leaf) for name, leaf in named_leaves(params).items()}
     utilities = {}
     for name, h in _by_unit(activations, graph).items():
         layer = graph[name]
@@ -226,7 +226,7 @@ def _ratio(values: jax.Array, divisors: jax.Array) -> jax.Array:
     return jnp.where(divisors > 0, values, 0) / jnp.where(divisors > 0, divisors, 1)
 
 
-def _leaves(tree: PyTree) -> dict[str, jax.Array]:
+def named_leaves(tree: PyTree) -> dict[str, jax.Array]:
     """Leaves by the names that the layer graph gives them."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from ..agents.learner import Learner, PyTree
 from .base import Context, Info, Intervention, every, method, require
-from .resets import check_choices
 from .surgery import Count, Target, edit
 
 Forget = Literal["all", "none"]
@@ -75,7 +74,6 @@ def _restarts(
     back_to_start: bool,
 ) -> Intervention:
     require(0 <= decay <= 1, f"decay must lie in [0, 1], not {decay}")
-    check_choices(forget=(forget, Forget), count=(count, Count), target=(target, Target))
 
     def init(learner: Learner) -> Averages:
         return Averages(_copy(learner.params), _copy(learner.params) if back_to_start else ())

@@ -148,7 +148,10 @@ class Intervention(NamedTuple):
 
 
 def method(function: Callable[..., Intervention]) -> Callable[..., Intervention]:
-    """Makes what `function` returns know its name and fields; InterventionError in one line for a value that cannot be."""
+    """Makes what `function` returns know its name and fields.
+
+    InterventionError in one line for a value that cannot be: none of a Literal's, or one that `function` refuses.
+    """
     signature, hints = inspect.signature(function), typing.get_type_hints(function)
 
     @functools.wraps(function)
@@ -161,6 +164,10 @@ def method(function: Callable[..., Intervention]) -> Callable[..., Intervention]
         )
         name = function.__name__
         try:
+            for field, value in values.items():
+                hint = hints.get(field)
+                choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else (value,)
+                require(value in choices, f"{field} must be one of {', '.join(map(str, choices))}, not {value}")
             return function(**values)._replace(spec=f"{name}:{written}" if written else name)
         except ValueError as error:
             raise InterventionError(f"{name}: {error}") from None

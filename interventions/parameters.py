@@ -11,14 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ..agents.learner import PyTree
-
-
-def named(params: PyTree) -> dict[str, jax.Array]:
-    """The leaves by their paths, "params/hidden/kernel", in their order."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
+from ..diagnostics import named_leaves
 
 
 def short_name(path: Any) -> str:
@@ -36,7 +29,7 @@ def is_kernel(name: str, leaf: Any) -> bool:
 
 
 def kernels(params: PyTree) -> dict[str, jax.Array]:
-    return {name: leaf for name, leaf in named(params).items() if is_kernel(name, leaf)}
+    return {name: leaf for name, leaf in named_leaves(params).items() if is_kernel(name, leaf)}
 
 
 def matrices(kernel: jax.Array) -> jax.Array:

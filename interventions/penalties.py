@@ -10,9 +10,9 @@ import numpy as np
 import optax
 
 from ..agents.learner import PyTree
-from ..diagnostics import layer_graph
+from ..diagnostics import layer_graph, named_leaves
 from .base import Intervention, InterventionError, method, require
-from .parameters import is_kernel, kernels, last_part, matrices, named
+from .parameters import is_kernel, kernels, last_part, matrices
 from .projections import hidden_kernels
 from .surgery import Reference
 
@@ -146,7 +146,7 @@ def add_spectral(lam: float) -> optax.GradientTransformationExtraArgs:
 
     def penalty(params: PyTree, left: Arrays, right: Arrays) -> jax.Array:
         total = jnp.zeros(())
-        for name, leaf in named(params).items():
+        for name, leaf in named_leaves(params).items():
             if is_kernel(name, leaf):
                 sigma = (
                     left[name].mT @ matrices(leaf) @ right[name]
@@ -198,7 +198,7 @@ def add_wasserstein_init(lam: float) -> optax.GradientTransformationExtraArgs:
                 return matrices(leaf).reshape(matrices(leaf).shape[0], -1)
             return leaf.reshape(-1, leaf.shape[-1] if leaf.ndim else 1)
 
-        return {name: jnp.sort(rows(name, leaf)) for name, leaf in named(params).items()}
+        return {name: jnp.sort(rows(name, leaf)) for name, leaf in named_leaves(params).items()}
 
     def penalty(params: PyTree, start: Arrays) -> jax.Array:
         distances = (jnp.square(x - start[name]).mean(axis=1).sum() for name, x in distributions(params).items())

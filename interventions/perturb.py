@@ -10,7 +10,7 @@ from ..agents.learner import Learner, PyTree
 from ..diagnostics.dormancy import dormant_fraction, dormant_units, gradient_dormancy, unit_scores
 from .base import Context, Info, Intervention, every, method, require
 from .parameters import is_kernel, short_name
-from .resets import Init, check_choices, check_layers, fresh_params, layer_mask
+from .resets import Init, check_layers, fresh_params, layer_mask
 from .surgery import Count, edit
 
 Forget = Literal["edited", "all", "none"]
@@ -47,7 +47,6 @@ def shrink_and_perturb(
     """
     require(0 <= shrink <= 1, f"shrink must lie in [0, 1], not {shrink}")
     require(perturb is None or perturb >= 0, f"perturb must be zero or more, not {perturb}")
-    check_choices(init=(init, Init), forget=(forget, Forget), count=(count, Count), target=(target, MixedTarget))
     check_layers(last, layers)
     require(period != 1 or forget == "none", "an optimiser that forgets at every step cannot learn: give forget=none")
     share = 1 - shrink if perturb is None else perturb
@@ -97,8 +96,6 @@ def dormancy_perturb(
     period, start, stop: gradient steps, as in `every`. init: as in `reset`. forget, count, target: as in
         `shrink_and_perturb`; with target=own the two networks disagree by the difference of two draws, as in both codes.
     """
-    check_choices(measure=(measure, Measure), entries=(entries, Entries), init=(init, Init), forget=(forget, Forget))
-    check_choices(count=(count, Count), target=(target, MixedTarget))
     require(tau >= 0, f"tau must be zero or more, not {tau}")
     require(k >= 0, f"k must be zero or more, not {k}")
     require(0 <= low <= high <= 1, f"low and high must be ordered in [0, 1], not {low} and {high}")

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from ..agents.learner import PyTree
-from ..diagnostics import layer_graph
+from ..diagnostics import layer_graph, named_leaves
 from .base import Intervention, method, require
-from .parameters import is_kernel, kernels, last_part, matrices, named
+from .parameters import is_kernel, kernels, last_part, matrices
 from .surgery import Reference
 
 
@@ -40,7 +40,7 @@ def clip_weights(kappa: float) -> optax.GradientTransformation:
 
     def update(steps: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         _require_params(params)
-        leaves = named(params)
+        leaves = named_leaves(params)
         fan_ins: dict[str, set[int]] = {}
         for name, leaf in leaves.items():
             if is_kernel(name, leaf):
@@ -98,7 +98,7 @@ def project_norms(
         _require_params(params)
         projected = set(kernels(params) if heads else hidden_kernels(params, apply_fn, inputs))
         gradient_step = optax.safe_increment(state.gradient_step)
-        start = named(state.reference.params) if state.reference else {}
+        start = named_leaves(state.reference.params) if state.reference else {}
 
         def project(name: str, leaf: jax.Array, step: jax.Array) -> jax.Array:
             reached = leaf + step
@@ -113,7 +113,7 @@ def project_norms(
             return step
 
         def all_projected() -> PyTree:
-            pairs = zip(named(params).items(), jax.tree.leaves(steps), strict=True)
+            pairs = zip(named_leaves(params).items(), jax.tree.leaves(steps), strict=True)
             new = [project(name, leaf, step) for (name, leaf), step in pairs]
             return jax.tree.unflatten(jax.tree.structure(params), new)
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from ..agents.learner import Learner, PyTree
 from .base import Context, Info, Intervention, Step, method, only_if, require
 from .parameters import is_kernel, short_name
-from .resets import check_choices
 from .surgery import edit
 
 Scope = Literal["layer", "global"]
@@ -35,7 +34,6 @@ def magnitude_pruning(
     require(0 <= sparsity <= 1, f"sparsity must lie in [0, 1], not {sparsity}")
     require(0 <= start < end, f"start and end must be ordered gradient steps, not {start} and {end}")
     require(period >= 1, f"period must be at least 1 gradient step, not {period}")
-    check_choices(scope=(scope, Scope))
 
     def init(learner: Learner) -> PyTree:
         return [jnp.zeros(leaf.shape, bool) for leaf in _kernels(learner.params)]

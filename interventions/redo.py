@@ -1,15 +1,15 @@
 """ReDo and its relatives: dormant units are recycled, their incoming weights drawn anew and their outgoing ones cut."""
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from ..agents.learner import Learner, PyTree
 from ..diagnostics import Layer, LayerGraph
-from ..diagnostics.dormancy import Units, dormant_units, unit_scores, unit_utilities
+from ..diagnostics.dormancy import Units, dormant_units, named_leaves, unit_scores, unit_utilities
 from .base import Context, Info, Intervention, InterventionError, every, method, require
-from .parameters import glorot, named
+from .parameters import glorot
 from .surgery import edit
 
 Score = Literal["activation", "gradient", "utility"]
@@ -20,15 +20,6 @@ Outgoing = Literal["zero", "random"]
 CountChoice = Literal["entry", "keep", "zero", "paper"]
 TargetChoice = Literal["keep", "edit", "paper"]
 
-CHOICES = {
-    "score": Score,
-    "select": Select,
-    "layers": Layers,
-    "init": Init,
-    "outgoing": Outgoing,
-    "count": CountChoice,
-    "target": TargetChoice,
-}
 PAPER = {"init": "xavier", "count": "keep", "target": "keep"}  # what `paper` stands for
 
 
@@ -73,12 +64,6 @@ def redo(
     `paper` as a value, and forget_bias=false, are what the authors' code does; its row order behind a flatten is a defect
     that is not offered.
     """
-    for name, value in (
-        *(("score", score), ("select", select), ("layers", layers), ("init", init)),
-        *(("outgoing", outgoing), ("count", count), ("target", target)),
-    ):
-        known = get_args(CHOICES[name])
-        require(value in known, f"{name} must be one of {', '.join(known)}, not {value}")
     require(tau >= 0, f"tau must be zero or more, not {tau}")
     require(probe >= 1, f"probe must be at least 1 transition, not {probe}")
     require(fraction is None or 0 < fraction <= 1, f"fraction must lie in (0, 1], not {fraction}")
@@ -185,7 +170,7 @@ def recyclable(graph: LayerGraph, name: str = "redo", layers: Layers = "private"
 
 def _scaled(fresh: PyTree, params: PyTree, graph: LayerGraph, units: Units, scaling: float) -> PyTree:
     """Fresh kernels whose units' incoming weights are `scaling` mean lengths long; of those not recycled, if there are any."""
-    leaves, new = named(params), named(fresh)
+    leaves, new = named_leaves(params), named_leaves(fresh)
     for name, chosen in units.items():
         for leaf, owners in graph[name].incoming.items():
             ids = jnp.broadcast_to(jnp.where(owners < 0, graph[name].units, owners), new[leaf].shape).ravel()

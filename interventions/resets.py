@@ -1,7 +1,7 @@
 """Resets: the whole network, its last layers or named ones start afresh, and their optimiser with them."""
 
 import functools
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,6 @@ def reset(
     count: of the optimiser, of the entries reset: see `edit`. A whole reset zeroes every count unless it is keep.
     target: copy the online network's parameters there, as Nikishin et al. do; edit the same entries; or keep it.
     """
-    check_choices(init=(init, Init), count=(count, Count), target=(target, Target))
     check_layers(last, layers)
     whole = last is None and not layers
 
@@ -93,13 +92,6 @@ def owned(graph: LayerGraph, *names: str) -> PyTree:
 def union(*masks: PyTree) -> PyTree:
     """The entries that any of the masks holds."""
     return jax.tree.map(lambda *leaves: functools.reduce(jnp.logical_or, leaves), *masks)
-
-
-def check_choices(**fields: tuple[object, object]) -> None:
-    """InterventionError in one line unless each value is one of its Literal's; name=(value, Literal)."""
-    for name, (value, literal) in fields.items():
-        known = get_args(literal)
-        require(value in known, f"{name} must be one of {', '.join(known)}, not {value}")
 
 
 def check_layers(last: int | None, layers: tuple[str, ...]) -> None:

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 
 from ..agents.learner import Learner, PyTree
 from ..diagnostics import LayerGraph
-from ..diagnostics.dormancy import Units, unit_utilities
+from ..diagnostics.dormancy import Units, named_leaves, unit_utilities
 from .base import Context, Info, Intervention, InterventionError, every, method, require
 from .redo import recyclable, recycle
-from .resets import check_choices
 from .surgery import Count
 
 BINS = 24  # of inter-firing times: 1, 2 to 3, 4 to 7, ... gradient steps
@@ -59,7 +58,6 @@ def continual_backprop(
     require(0 <= rate <= 1, f"rate must lie in [0, 1], not {rate}")
     require(maturity >= 0, f"maturity must be zero or more, not {maturity}")
     require(0 <= decay < 1, f"decay must lie in [0, 1), not {decay}")
-    check_choices(count=(count, Count))
 
     def init(learner: Learner) -> Memory:
         size = capacity(learner.params)
@@ -126,7 +124,6 @@ def self_normalized_resets(
     require(0 < decay <= 1, f"decay must lie in (0, 1], not {decay}")
     require(decay == 1 or 1 / (1 - decay) > 1 / eta, f"decay must be above 1 - eta = {1 - eta:g}, not {decay}")
     require(longest >= 1, f"longest must be at least 1 gradient step, not {longest}")
-    check_choices(count=(count, Count))
 
     def init(learner: Learner) -> Silence:
         size = capacity(learner.params)
@@ -164,9 +161,7 @@ def self_normalized_resets(
 
 def compensated(params: PyTree, graph: LayerGraph, units: Units, means: Units) -> PyTree:
     """Parameters whose biases hold what `units` [*shape] bring their consumers at their `means`; see `continual_backprop`."""
-    flat, structure = jax.tree_util.tree_flatten_with_path(params)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
-    leaves = dict(zip(names, (leaf for _, leaf in flat), strict=True))
+    leaves = named_leaves(params)
     old = dict(leaves)
     for name, chosen in units.items():
         lost = jnp.append(jnp.where(chosen, means[name], 0).ravel(), 0)  # the last stands for no unit, -1
@@ -175,7 +170,7 @@ def compensated(params: PyTree, graph: LayerGraph, units: Units, means: Units) -
             if bias is not None and owners.shape[-1] == 1:  # else its outputs do not lie along the last axis
                 inputs = tuple(range(old[bias].ndim - 1, old[kernel].ndim - 1))  # behind those of the members
                 leaves[bias] = leaves[bias] + (old[kernel] * lost[owners]).sum(axis=inputs)
-    return jax.tree.unflatten(structure, list(leaves.values()))
+    return jax.tree.unflatten(jax.tree.structure(params), list(leaves.values()))
 
 
 def _bias_of(kernel: str, leaves: dict[str, Any]) -> str | None:

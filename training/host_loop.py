@@ -50,13 +50,13 @@ def learn_owed(t: Training, compiled: Compiled) -> None:
 
 def intervene(t: Training, compiled: Compiled, columns: dict[str, Any], weight: Any) -> None:
     """Queue the interventions that are due; `columns` and `weight` are of the transitions just learnt from."""
-    steps = np.int32(t.gradient_step), np.int32(t.agent_step)
     for index, act in enumerate(compiled.interventions):
         if act.due(t.gradient_step):
             seen = columns, weight
             if act.probe is not None:
                 drawn = t.storage.draw(act.probe, compiled.generator("intervention", t.gradient_step))
                 seen = drawn, np.ones(act.probe, np.float32)
+            steps = np.int32(t.gradient_step), np.int32(t.agent_step)
             t.agent, t.memories[index], t.effects[index] = act.run(
                 t.agent, t.memories[index], t.effects[index], *seen, *steps
             )

@@ -14,6 +14,7 @@ from ..diagnostics import (
     Probe,
     dormant_units,
     measure,
+    named_leaves,
     persistent_dormancy,
     unit_scores,
     value_churn,
@@ -150,10 +151,7 @@ class Acting:
 
 
 def flat(tree: PyTree) -> dict[str, jax.Array]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): jnp.asarray(leaf, jnp.float32)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    return {name: jnp.asarray(leaf, jnp.float32) for name, leaf in named_leaves(tree).items()}
 
 
 def no_dormant(agent: Agent, state: PyTree, batch: Batch) -> Dormant:
