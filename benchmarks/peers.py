@@ -32,6 +32,7 @@ from ..agents import DQN, SAC
 from ..agents.learner import Batch
 from ..envs import EnvSpec, make
 from ..training import Experiment, train
+from ..training.compiled import compiler_options
 
 WARMUP = 1_000  # agent steps of random actions; few, for only the speed after them is measured
 WARM_UPDATES = 20  # gradient steps before the bare update is timed
@@ -135,7 +136,7 @@ def bare_update_limit(task: Task, seconds: float = 10.0) -> float:
     spec = env.spec
     env.close()
     agent = experiment.agent.build(spec)
-    update = jax.jit(agent.update, donate_argnums=0)
+    update = jax.jit(agent.update, donate_argnums=0, compiler_options=compiler_options(spec))
     key = jax.random.key(0)
     state, batch, updates = agent.init(key), random_batch(spec, experiment.agent.batch_size), 0
     for _ in range(WARM_UPDATES):

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from resprout.agents import DQN, SAC, Agent
+from resprout.agents.learner import Batch
 from resprout.envs import EnvSpec, Step, make
 from resprout.replay import Storage, uniform
 from resprout.training import Experiment, train
 from resprout.training import run as run_module
-from resprout.training.compiled import STREAMS, Compiled, compile_functions, seed_from, streams
+from resprout.training.compiled import STREAMS, Compiled, compile_functions, compiler_options, seed_from, streams
 from resprout.training.evaluation import evaluate, exploit_function
 from resprout.training.host_loop import Training, host_loop
 from resprout.training.metrics import Episodes, Totals, read_metrics
@@ -199,6 +200,24 @@ def test_learning_hands_on_weights_and_keys_and_sums_by_name(on_nan: str) -> Non
         assert state == 2
         assert totals.means() == {"a": pytest.approx((draws[0] + draws[2]) / 2), "b": pytest.approx((6 + 9) / 2)}
         assert totals.not_finite() is None
+
+
+def test_compiler_options_change_no_number_beyond_rounding() -> None:
+    """Only what learns from images has any, on a CPU; sums may be taken in another order."""
+    images = EnvSpec("gym/Images", 1, (20, 20, 3), "uint8", discrete=True, action_size=4)
+    options = compiler_options(images)
+    assert options and not compiler_options(SPEC)
+    agent = DQN(learning_rate=1e-3, padding="valid").build(EnvSpec("x", 1, (36, 36, 4), "uint8", True, 4))
+    generator = np.random.default_rng(0)
+    frames = generator.integers(0, 256, (2, 32, 36, 36, 4)).astype(np.uint8)
+    ones = np.ones(32, np.float32)
+    batch = Batch(frames[0], np.arange(32, dtype=np.int32) % 4, ones, 0.9 * ones, frames[1], ones)
+    state, key = agent.init(jax.random.key(0)), jax.random.key(1)
+    _, metrics, errors = jax.jit(agent.update)(state, batch, key)
+    _, others, other_errors = jax.jit(agent.update, compiler_options=options)(state, batch, key)
+    np.testing.assert_allclose(errors, other_errors, rtol=0, atol=1e-5)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(value, others[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_streams_and_seeds_are_apart() -> None:

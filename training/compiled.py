@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -18,6 +18,26 @@ from .intervening import LOGGED, PROBE, Acting, diagnose
 from .metrics import Totals
 
 STREAMS = ("environment", "action", "sampler", "agent", "intervention", "diagnostics", "evaluation")
+
+
+# Matrix products of an image's features take half as long again without YNNPACK (docs/performance.md).
+FAST_PRODUCTS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+
+
+def compiler_options(spec: EnvSpec) -> dict[str, str]:
+    """For `jax.jit` of what learns from these observations: none but for images on a CPU."""
+    images = len(spec.observation_shape) == 3
+    return FAST_PRODUCTS if images and jax.default_backend() == "cpu" and _understood() else {}
+
+
+@cache
+def _understood() -> bool:
+    """Whether this JAX knows FAST_PRODUCTS, which XLA calls experimental."""
+    try:
+        jax.jit(lambda: 0, compiler_options=FAST_PRODUCTS).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def streams(seed: int) -> dict[str, jax.Array]:
@@ -158,7 +178,7 @@ def compile_functions(
         explore=jax.jit(explore),
         remember=jax.jit(sampler.add, donate_argnums=0),
         sample=jax.jit(sample, donate_argnums=0),
-        learn=jax.jit(learn, donate_argnums=(0, 1)),
+        learn=jax.jit(learn, donate_argnums=(0, 1), compiler_options=compiler_options(spec)),
         prioritize=sampler.update if sampler.update is no_priorities else jax.jit(sampler.update, donate_argnums=0),
         interventions=tuple(
             Act(each.due, each.intervention.probe, jax.jit(partial(intervene, each), donate_argnums=(0, 1, 2)))
