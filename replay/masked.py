@@ -9,10 +9,12 @@ from flax import struct
 
 from . import trees
 from .prioritized import check_exponents, new_slots, powers
-from .sampler import Sampler, compiled, is_first
+from .randomness import last_equal
+from .sampler import Sampler, compiled
 
 MASK = 1e-8  # factor on a masked priority: drawn only where nothing else is left
 TILT = 1e-3  # how far `tilt` may go before the state is settled
+LATER = 512  # slots of a batch whose place in the tree may wait for their priorities
 NEVER = float(np.finfo(np.float32).max) / 4  # a progress that is not reached
 
 # Columns of the tree. Sums: of priorities, and of priorities as drawn from, masked ones times MASK.
@@ -44,6 +46,9 @@ class MaskedState(struct.PyTreeNode):
 
     key: jax.Array
     tree: trees.Tree  # [., 6]
+    waiting: (
+        jax.Array
+    )  # [LATER] int32: slots drawn last, to be written into the tree if they are still left out there, or -1
     drawn: jax.Array  # [capacity] int32: A
     ledger: jax.Array  # [capacity, 2] float: the debt when last written down, and since what progress
     progress: jax.Array  # () float
@@ -84,6 +89,7 @@ def masked(
         return MaskedState(
             key=key,
             tree=trees.empty((capacity, 6), jnp.array(EMPTY)),
+            waiting=jnp.full(LATER, -1, jnp.int32),
             drawn=jnp.zeros(capacity, jnp.int32),
             ledger=jnp.zeros((capacity, 2)),
             progress=zero,
@@ -111,9 +117,8 @@ def masked(
 
     def sample(state: MaskedState, batch_size: int) -> tuple[MaskedState, jax.Array, jax.Array]:
         state = with_current_masks(state, batch_size)
-        key, draw_key = jax.random.split(state.key)
         draw = _draw_strata if stratified else _draw_distinct
-        slots, tree = draw(draw_key, state.tree, batch_size)
+        key, slots, tree = draw(state.key, state.tree, batch_size)
         slots = jnp.minimum(slots, capacity - 1)  # a slot even if none is written
         # the running sum is kept to twice the precision, as its terms grow ever smaller beside it
         term = batch_size * (1 - state.tilt) / combine(state.tree[-1], 0)[PRIORITY] + state.progress_low
@@ -129,7 +134,7 @@ def masked(
             all_drawn=state.all_drawn + batch_size,
             unsettled=state.unsettled + batch_size,
         )
-        return _store(state, slots, _accounts(state, slots)), slots, jnp.ones(batch_size, jnp.float32)
+        return _left_out(state, slots), slots, jnp.ones(batch_size, jnp.float32)
 
     def update(state: MaskedState, slots: jax.Array, priorities: jax.Array) -> MaskedState:
         values = powers(priorities, alpha, minimum, state.highest)
@@ -183,6 +188,25 @@ def _store(state: MaskedState, slots: jax.Array, account: Account) -> MaskedStat
     )
 
 
+def _left_out(state: MaskedState, slots: jax.Array) -> MaskedState:
+    """`slots` are to be written into the tree: at their `update`, or else before the next batch."""
+    if len(slots) > LATER:
+        return _store(state, slots, _accounts(state, slots))
+    leaves, *nodes = state.tree
+    waiting = jnp.full_like(state.waiting, -1).at[: len(slots)].set(slots)
+    return state.replace(tree=(leaves.at[slots, DRAWABLE].set(0), *nodes), waiting=waiting)
+
+
+def _is_waiting(state: MaskedState) -> jax.Array:
+    leaves = state.tree[0][state.waiting]
+    return ((state.waiting >= 0) & (leaves[:, DRAWABLE] == 0) & (leaves[:, PRIORITY] > 0)).any()
+
+
+def _write_waiting(state: MaskedState) -> MaskedState:
+    state = _store(state, state.waiting, _accounts(state, state.waiting))
+    return state.replace(waiting=jnp.full_like(state.waiting, -1))
+
+
 def _leaves(state: MaskedState, account: Account) -> jax.Array:
     """[B, 6]: what the tree is to hold for slots of these accounts."""
     priority, drawn, debt = account
@@ -226,7 +250,8 @@ def _settle(state: MaskedState) -> MaskedState:
 def with_current_masks(state: MaskedState, batch_size: int) -> MaskedState:
     """The state with every slot masked or not as its debt says; `batch_size` is about how many turn, at no risk."""
     state = jax.lax.while_loop(_must_settle, _settle, state)
-    width = max(batch_size, trees.FAN_OUT)
+    state = jax.lax.while_loop(_is_waiting, _write_waiting, state)
+    width = max(batch_size + batch_size // 4, trees.FAN_OUT)  # as many as are drawn, and a margin
 
     def turn(carry: tuple[MaskedState, jax.Array]) -> tuple[MaskedState, jax.Array]:
         state, start = carry
@@ -263,38 +288,41 @@ def _find(state: MaskedState, start: jax.Array, width: int) -> tuple[jax.Array, 
     return jnp.where(nodes < end, nodes, -1), end
 
 
-def _draw_strata(key: jax.Array, tree: trees.Tree, batch_size: int) -> tuple[jax.Array, trees.Tree]:
-    return trees.draw(key, tree, batch_size, stratified=True, column=DRAWABLE), tree
+Drawn = tuple[jax.Array, jax.Array, trees.Tree]  # another key, slots, the tree with some of these left out
+
+
+def _draw_strata(key: jax.Array, tree: trees.Tree, batch_size: int) -> Drawn:
+    return *trees.draw(key, tree, batch_size, stratified=True, column=DRAWABLE), tree
 
 
 Choice = tuple[jax.Array, trees.Tree, jax.Array, jax.Array]  # key, tree, slots chosen, how many of them
 
 
-def _draw_distinct(key: jax.Array, tree: trees.Tree, batch_size: int) -> tuple[jax.Array, trees.Tree]:
+def _draw_distinct(key: jax.Array, tree: trees.Tree, batch_size: int) -> Drawn:
     """Independent draws; as often as it takes, those that repeat one are drawn again with what is chosen left out.
 
-    Where there are fewer slots than draws, the whole choice is repeated. In the tree that comes back some of the chosen
-    are still left out: they are to be written.
+    Where there are fewer slots than draws, the whole choice is repeated.
     """
 
-    def draw(key: jax.Array, tree: trees.Tree, chosen: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
-        drawn = trees.draw(key, tree, batch_size, column=DRAWABLE)
-        new = is_first(drawn) & (jnp.arange(batch_size) < batch_size - count)
+    def draw(
+        key: jax.Array, tree: trees.Tree, chosen: jax.Array, count: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        key, drawn = trees.draw(key, tree, batch_size, column=DRAWABLE)
+        is_first = last_equal(drawn, len(tree[0]))[0] < 0
+        new = is_first & (jnp.arange(batch_size) < batch_size - count)
         place = jnp.where(new, count + jnp.cumsum(new, dtype=jnp.int32) - 1, batch_size)
-        return chosen.at[place].set(drawn, mode="drop"), count + new.sum(dtype=jnp.int32)
+        return key, chosen.at[place].set(drawn, mode="drop"), count + new.sum(dtype=jnp.int32)
 
     def redraw(carry: Choice) -> Choice:
         key, tree, chosen, count = carry
-        key, draw_key = jax.random.split(key)
         index = jnp.arange(batch_size)
         taken = jnp.where(index < count, chosen, -1)
         tree = trees.write(tree, taken, tree[0][taken].at[:, DRAWABLE].set(0), combine)
         exhausted = combine(tree[-1], 0)[DRAWABLE] == 0
-        drawn, enough = draw(draw_key, tree, chosen, count)
+        key, drawn, enough = draw(key, tree, chosen, count)
         chosen = jnp.where(exhausted, chosen[index % count], drawn)
         return key, tree, chosen, jnp.where(exhausted, jnp.int32(batch_size), enough)
 
-    key, draw_key = jax.random.split(key)
-    first = (key, tree, *draw(draw_key, tree, jnp.zeros(batch_size, jnp.int32), jnp.int32(0)))
-    _, tree, chosen, _ = jax.lax.while_loop(lambda carry: carry[3] < batch_size, redraw, first)
-    return chosen, tree
+    key, chosen, count = draw(key, tree, jnp.zeros(batch_size, jnp.int32), jnp.int32(0))
+    key, tree, chosen, _ = jax.lax.while_loop(lambda carry: carry[3] < batch_size, redraw, (key, tree, chosen, count))
+    return key, chosen, tree

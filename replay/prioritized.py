@@ -50,8 +50,7 @@ def prioritized(
         return state.replace(tree=trees.write(state.tree, slots, jnp.full(slots.shape, state.highest), jnp.sum))
 
     def sample(state: PrioritizedState, batch_size: int) -> tuple[PrioritizedState, jax.Array, jax.Array]:
-        key, draw_key = jax.random.split(state.key)
-        slots = trees.draw(draw_key, state.tree, batch_size, stratified)
+        key, slots = trees.draw(state.key, state.tree, batch_size, stratified)
         slots = jnp.minimum(slots, capacity - 1)  # a slot even if none is written
         if beta:
             drawn = state.tree[0][slots]

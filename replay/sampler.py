@@ -61,11 +61,3 @@ def compiled(name: str, sampler: Sampler, written: Callable[[SamplerState], jax.
 def count_written(count: jax.Array, slots: jax.Array) -> jax.Array:
     """() int32: slots 0 .. count - 1 hold a transition once `slots` are written; padding never raises the maximum."""
     return jnp.maximum(count, jnp.max(jnp.asarray(slots, jnp.int32), initial=-1) + 1)
-
-
-def is_first(values: jax.Array) -> jax.Array:
-    """[B] bool: no equal value stands before this one."""
-    order = jnp.argsort(values, stable=True)
-    ordered = values[order]
-    again = jnp.concatenate([jnp.zeros(1, bool), ordered[1:] == ordered[:-1]])
-    return jnp.zeros(len(values), bool).at[order].set(~again)

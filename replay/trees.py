@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .randomness import random_bits, unit
+
 FAN_OUT = 16  # children of a node: as single-precision numbers they fill one cache line
 
 Tree = tuple[jax.Array, ...]
@@ -52,14 +54,19 @@ def write(tree: Tree, slots: jax.Array, values: jax.Array, reduce: Reduce) -> Tr
     return tuple(levels)
 
 
-def draw(key: jax.Array, tree: Tree, batch_size: int, stratified: bool = False, column: int | None = None) -> jax.Array:
-    """[B] int32: leaves of a tree of sums, each with the chance of its share.
+def draw(
+    key: jax.Array, tree: Tree, batch_size: int, stratified: bool = False, column: int | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Another key, and [B] int32: leaves of a tree of sums, each with the chance of its share.
 
     stratified: one from each of B equal parts of the whole sum, instead of independent draws. column, result: as for `find`.
     """
-    random = jax.random.uniform(key, (1 + len(tree), batch_size))  # at once: a call costs more than its numbers
-    fraction = (jnp.arange(batch_size) + random[0]) / batch_size if stratified else random[0]
-    return find(tree, fraction, random[1:], column)
+    key, bits = random_bits(key, (2 + len(tree), batch_size))
+    high, low, *low_bits = unit(bits)
+    fraction = high + low * 2.0**-32  # what of it single precision can hold
+    if stratified:
+        fraction = (jnp.arange(batch_size) + fraction) / batch_size
+    return key, find(tree, fraction, jnp.stack(low_bits), column)
 
 
 def find(tree: Tree, fraction: jax.Array, low_bits: jax.Array, column: int | None = None) -> jax.Array:
@@ -72,7 +79,7 @@ def find(tree: Tree, fraction: jax.Array, low_bits: jax.Array, column: int | Non
     leaf are exact to rounding however many leaves there are, where 24 bits alone would be wrong by several percent at 1e6.
     """
     spacing = float(np.finfo(fraction.dtype).eps)
-    fraction = jnp.minimum(fraction, 1 - spacing)  # the last of the equal parts may be rounded to 1
+    fraction = jnp.minimum(fraction, 1 - spacing)  # it may have been rounded to 1
     nodes = jnp.zeros(fraction.shape, jnp.int32)
     for level, low in zip(reversed(tree), low_bits, strict=True):
         children = _children_of(nodes, level)

@@ -44,7 +44,7 @@ def test_a_million_equal_slots_are_drawn_equally():
     """24 bits of one random number would be wrong by six percent; the chances of neighbours are counted in 64 groups."""
     count = 1_000_000
     tree = trees.build(jnp.ones(count), jnp.sum, 0.0)
-    slots = np.asarray(jax.jit(trees.draw, static_argnums=2)(jax.random.key(0), tree, 640_000))
+    slots = np.asarray(jax.jit(trees.draw, static_argnums=2)(jax.random.key(0), tree, 640_000)[1])
     for group in (slots % 64, slots // 15_625):
         assert stats.chisquare(np.bincount(group, minlength=64)).pvalue > 1e-3
 
