@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.extend.random import threefry_2x32
 from scipy import stats
 
-from resprout.replay.randomness import below, random_bits, shuffle_steps, stable_order
+from resprout.replay.randomness import below, random_bits, shuffle_steps, stable_order, threefry
 
 
 def shuffled_one_by_one(targets, entries):
@@ -55,6 +56,12 @@ def test_every_choice_in_every_order_is_as_likely(count, steps):
     assert set(drawn) == expected and len(expected) == math.perm(count, taken)
     counts = [drawn.count(order) for order in sorted(expected)]
     assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_threefry_is_the_generator_of_jax():
+    key, count = jax.random.key_data(jax.random.key(7)), jnp.arange(10, dtype=jnp.uint32)
+    theirs = threefry_2x32(key, jnp.concatenate([count + 5, count]))
+    np.testing.assert_array_equal(jnp.concatenate(threefry(key, count + 5, count)), theirs)
 
 
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
