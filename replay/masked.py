@@ -17,19 +17,11 @@ TILT = 1e-3  # how far `tilt` may go before the state is settled
 LATER = 512  # slots of a batch whose place in the tree may wait for their priorities
 NEVER = float(np.finfo(np.float32).max) / 4  # a progress that is not reached
 
-# Columns of the tree. Sums: of priorities, and of priorities as drawn from, masked ones times MASK.
+# Columns of the tree of sums: of priorities, and of priorities as drawn from, masked ones times MASK.
 PRIORITY, DRAWABLE = 0, 1
-# Minima: of the progress at which masked slots turn, and of minus that of the others; each at a tilt of -TILT and of TILT.
-# A minimum of linear functions is concave, so that between the two ends it is not below the line through them.
-DUE, OVERDUE = slice(2, 4), slice(4, 6)
-
-
-def combine(nodes: jax.Array, axis: int) -> jax.Array:
-    """A node of the tree from those below it, [..., 6]."""
-    return jnp.concatenate([nodes[..., :2].sum(axis), nodes[..., 2:].min(axis)], axis=-1)
-
-
-EMPTY = (0.0, 0.0, NEVER, NEVER, NEVER, NEVER)
+# Columns of the tree of bounds: at or below the progress at which masked slots turn, at a tilt of -TILT and of TILT, and
+# the same of minus the progress at which the others do. A minimum of linear functions is concave, so that between the two
+# ends it is not below the line through them.
 
 
 class MaskedState(struct.PyTreeNode):
@@ -45,7 +37,8 @@ class MaskedState(struct.PyTreeNode):
     """
 
     key: jax.Array
-    tree: trees.Tree  # [., 6]
+    sums: trees.Tree  # [., 2]
+    bounds: trees.Tree  # [., 4]
     waiting: (
         jax.Array
     )  # [LATER] int32: slots drawn last, to be written into the tree if they are still left out there, or -1
@@ -88,7 +81,8 @@ def masked(
         zero = jnp.zeros(())
         return MaskedState(
             key=key,
-            tree=trees.empty((capacity, 6), jnp.array(EMPTY)),
+            sums=trees.empty((capacity, 2), 0.0),
+            bounds=trees.empty((capacity, 4), NEVER),
             waiting=jnp.full(LATER, -1, jnp.int32),
             drawn=jnp.zeros(capacity, jnp.int32),
             ledger=jnp.zeros((capacity, 2)),
@@ -118,15 +112,15 @@ def masked(
     def sample(state: MaskedState, batch_size: int) -> tuple[MaskedState, jax.Array, jax.Array]:
         state = with_current_masks(state, batch_size)
         draw = _draw_strata if stratified else _draw_distinct
-        key, slots, tree = draw(state.key, state.tree, batch_size)
+        key, slots, sums = draw(state.key, state.sums, batch_size)
         slots = jnp.minimum(slots, capacity - 1)  # a slot even if none is written
         # the running sum is kept to twice the precision, as its terms grow ever smaller beside it
-        term = batch_size * (1 - state.tilt) / combine(state.tree[-1], 0)[PRIORITY] + state.progress_low
+        term = batch_size * (1 - state.tilt) / state.sums[-1].sum(0)[PRIORITY] + state.progress_low
         progress = state.progress + term
         progress_low = term - (progress - state.progress)
         state = state.replace(
             key=key,
-            tree=tree,
+            sums=sums,
             drawn=state.drawn.at[slots].add(1),
             ledger=state.ledger.at[slots, 0].add(1),
             progress=progress,
@@ -142,7 +136,7 @@ def masked(
         account = _accounts(state, slots)._replace(priority=values)
         return _store(state.replace(highest=highest), slots, account)
 
-    return compiled("masked", Sampler(init, add, sample, update), lambda state: state.tree[-1][:, PRIORITY])
+    return compiled("masked", Sampler(init, add, sample, update), lambda state: state.sums[-1][:, PRIORITY])
 
 
 class Account(NamedTuple):
@@ -163,11 +157,11 @@ def _debt(state: MaskedState, account: Account) -> jax.Array:
 
 
 def _accounts(state: MaskedState, slots: jax.Array) -> Account:
-    return _account(state, state.tree[0][slots], state.drawn[slots], state.ledger[slots])
+    return _account(state, state.sums[0][slots], state.drawn[slots], state.ledger[slots])
 
 
 def _all_accounts(state: MaskedState) -> Account:
-    return _account(state, state.tree[0][: len(state.drawn)], state.drawn, state.ledger)
+    return _account(state, state.sums[0][: len(state.drawn)], state.drawn, state.ledger)
 
 
 def _account(state: MaskedState, leaves: jax.Array, drawn: jax.Array, ledger: jax.Array) -> Account:
@@ -180,25 +174,29 @@ def _put(array: jax.Array, slots: jax.Array, values: jax.Array | int) -> jax.Arr
 
 
 def _store(state: MaskedState, slots: jax.Array, account: Account) -> MaskedState:
-    """What was earned so far is written down, and all in the tree that follows."""
-    ledger = jnp.stack([account.debt, jnp.broadcast_to(state.progress, account.debt.shape)], axis=1)
-    return state.replace(
-        ledger=_put(state.ledger, slots, ledger),
-        tree=trees.write(state.tree, slots, _leaves(state, account), combine),
+    """What was earned so far is written down, and all in the trees that follows."""
+    drawable, bounds = _leaves(state, account)
+    return _noted(state, slots, account).replace(
+        sums=trees.write(state.sums, slots, drawable, jnp.add), bounds=trees.lower(state.bounds, slots, bounds)
     )
 
 
+def _noted(state: MaskedState, slots: jax.Array, account: Account) -> MaskedState:
+    ledger = jnp.stack([account.debt, jnp.broadcast_to(state.progress, account.debt.shape)], axis=1)
+    return state.replace(ledger=_put(state.ledger, slots, ledger))
+
+
 def _left_out(state: MaskedState, slots: jax.Array) -> MaskedState:
-    """`slots` are to be written into the tree: at their `update`, or else before the next batch."""
+    """`slots` are to be written into the trees: at their `update`, or else before the next batch."""
     if len(slots) > LATER:
         return _store(state, slots, _accounts(state, slots))
-    leaves, *nodes = state.tree
+    leaves, *nodes = state.sums
     waiting = jnp.full_like(state.waiting, -1).at[: len(slots)].set(slots)
-    return state.replace(tree=(leaves.at[slots, DRAWABLE].set(0), *nodes), waiting=waiting)
+    return state.replace(sums=(leaves.at[slots, DRAWABLE].set(0), *nodes), waiting=waiting)
 
 
 def _is_waiting(state: MaskedState) -> jax.Array:
-    leaves = state.tree[0][state.waiting]
+    leaves = state.sums[0][state.waiting]
     return ((state.waiting >= 0) & (leaves[:, DRAWABLE] == 0) & (leaves[:, PRIORITY] > 0)).any()
 
 
@@ -207,8 +205,8 @@ def _write_waiting(state: MaskedState) -> MaskedState:
     return state.replace(waiting=jnp.full_like(state.waiting, -1))
 
 
-def _leaves(state: MaskedState, account: Account) -> jax.Array:
-    """[B, 6]: what the tree is to hold for slots of these accounts."""
+def _leaves(state: MaskedState, account: Account) -> tuple[jax.Array, jax.Array]:
+    """[B, 2] and [B, 4]: what the trees are to hold for slots of these accounts."""
     priority, drawn, debt = account
     is_single = debt.dtype == jnp.float32
     # A debt that is 0 but for rounding is none, so that equal priorities give exact epochs.
@@ -223,7 +221,7 @@ def _leaves(state: MaskedState, account: Account) -> jax.Array:
     overdue = jnp.where(may_be_overdue[:, None], -state.progress - wait - margin, NEVER)
     minima = jnp.where(priority[:, None] > 0, jnp.concatenate([due, overdue], axis=1), NEVER)
     drawable = jnp.where(is_masked, MASK * priority, priority)
-    return jnp.concatenate([priority[:, None], drawable[:, None], jnp.clip(minima, -NEVER, NEVER)], axis=1)
+    return jnp.stack([priority, drawable], axis=1), jnp.clip(minima, -NEVER, NEVER)
 
 
 def _must_settle(state: MaskedState) -> jax.Array:
@@ -244,7 +242,8 @@ def _settle(state: MaskedState) -> MaskedState:
         all_drawn=state.drawn.sum(dtype=state.all_drawn.dtype),
         unsettled=jnp.zeros_like(state.unsettled),
     )
-    return state.replace(tree=trees.build(_leaves(state, account), combine, jnp.array(EMPTY)))
+    sums, bounds = _leaves(state, account)
+    return state.replace(sums=trees.build(sums, jnp.add, 0.0), bounds=trees.build(bounds, jnp.minimum, NEVER))
 
 
 def with_current_masks(state: MaskedState, batch_size: int) -> MaskedState:
@@ -254,38 +253,55 @@ def with_current_masks(state: MaskedState, batch_size: int) -> MaskedState:
     width = max(batch_size + batch_size // 4, trees.FAN_OUT)  # as many as are drawn, and a margin
 
     def turn(carry: tuple[MaskedState, jax.Array]) -> tuple[MaskedState, jax.Array]:
-        state, start = carry
-        slots, start = _find(state, start, width)
-        return _store(state, slots, _accounts(state, slots)), start
+        return _turn(*carry, width)
 
     start = (state, jnp.zeros((), jnp.int32))
     return jax.lax.while_loop(lambda carry: carry[1] < len(state.drawn), turn, start)[0]
 
 
-def _find(state: MaskedState, start: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
-    """Slots from `start` on that may have to turn: [width] int32 in order, then -1; and where to go on looking."""
-    capacity = len(state.drawn)
-    end = jnp.array(capacity, jnp.int32)
+def _turn(state: MaskedState, start: jax.Array, width: int) -> tuple[MaskedState, jax.Array]:
+    """The state in which up to `width` slots from `start` on that may have to turn are looked at; where to go on looking."""
+    end = jnp.array(len(state.drawn), jnp.int32)
     share = (state.tilt + TILT) / (2 * TILT)
-
-    def may_turn(values: jax.Array) -> jax.Array:
-        lowest = (1 - share) * values[:, 2::2] + share * values[:, 3::2]
-        return (lowest <= jnp.stack([state.progress, -state.progress])[None]).any(axis=1)
-
-    top = next(depth for depth, level in enumerate(state.tree) if len(level) <= width * trees.FAN_OUT)
-    nodes, values = jnp.arange(len(state.tree[top]), dtype=jnp.int32), state.tree[top]
+    top = next(depth for depth, level in enumerate(state.bounds) if len(level) <= width * trees.FAN_OUT)
+    nodes, bounds = jnp.arange(len(state.bounds[top]), dtype=jnp.int32), state.bounds[top]
+    path = []
     for depth in reversed(range(top + 1)):
         span = trees.FAN_OUT**depth  # slots below a node
-        wanted = (nodes >= 0) & ((nodes + 1) * span > start) & may_turn(values)
-        place = jnp.where(wanted, jnp.cumsum(wanted, dtype=jnp.int32) - 1, width + 1)
-        found = jnp.full(width + 1, -1, jnp.int32).at[place].set(nodes, mode="drop")
+        due, overdue = ((1 - share) * bounds[:, i] + share * bounds[:, i + 1] for i in (0, 2))
+        may_turn = (due <= state.progress) | (overdue <= -state.progress)
+        chosen = _first(width + 1, may_turn & (nodes >= 0) & ((nodes + 1) * span > start))
+        nodes = nodes.at[chosen].get(mode="fill", fill_value=-1)
         # those that find no room are left for another time
-        end = jnp.where(found[width] >= 0, jnp.minimum(end, found[width] * span), end)
-        nodes = found[:width]
+        end = jnp.where(nodes[width] >= 0, jnp.minimum(end, nodes[width] * span), end)
+        nodes, chosen = nodes[:width], chosen[:width]
+        path.append((nodes, chosen, bounds))
         if depth:
             nodes = (nodes[:, None] * trees.FAN_OUT + jnp.arange(trees.FAN_OUT, dtype=jnp.int32)[None]).ravel()
-            values = state.tree[depth - 1].at[nodes].get(mode="clip")
-    return jnp.where(nodes < end, nodes, -1), end
+            bounds = state.bounds[depth - 1].at[nodes].get(mode="clip")
+
+    slots = jnp.where(nodes < end, nodes, -1)
+    account = _accounts(state, slots)
+    drawable, lowest = _leaves(state, account)
+    lowest = jnp.where((slots >= 0)[:, None], lowest, bounds.at[chosen].get(mode="clip"))
+    # Every node that was looked at becomes the minimum again of all below it, which is known already.
+    levels = list(state.bounds)
+    for depth, (nodes, chosen, bounds) in enumerate(reversed(path)):
+        levels[depth] = _put(levels[depth], nodes, lowest)
+        lowest = trees.above(bounds.at[chosen].set(lowest, mode="drop"), jnp.minimum)
+    levels = [*levels[: top + 1], *trees.build(levels[top], jnp.minimum, NEVER)[1:]]
+    sums = trees.write(state.sums, slots, drawable, jnp.add)
+    return _noted(state, slots, account).replace(sums=sums, bounds=tuple(levels)), end
+
+
+def _first(size: int, flags: jax.Array) -> jax.Array:
+    """[size] int32: where the first of `flags` [N], N a multiple of FAN_OUT, are set, in order; then N."""
+    # Within rows by a product, which has nothing of the cost of so long a cumulative sum.
+    rows = flags.reshape(-1, trees.FAN_OUT).astype(jnp.float32)
+    inside = (rows @ jnp.triu(jnp.ones((trees.FAN_OUT, trees.FAN_OUT), jnp.float32))).astype(jnp.int32)
+    before = jnp.cumsum(inside[:, -1], dtype=jnp.int32) - inside[:, -1]
+    place = jnp.where(flags, (before[:, None] + inside).ravel() - 1, size)
+    return jnp.full(size, len(flags), jnp.int32).at[place].set(jnp.arange(len(flags), dtype=jnp.int32), mode="drop")
 
 
 Drawn = tuple[jax.Array, jax.Array, trees.Tree]  # another key, slots, the tree with some of these left out
@@ -317,8 +333,8 @@ def _draw_distinct(key: jax.Array, tree: trees.Tree, batch_size: int) -> Drawn:
         key, tree, chosen, count = carry
         index = jnp.arange(batch_size)
         taken = jnp.where(index < count, chosen, -1)
-        tree = trees.write(tree, taken, tree[0][taken].at[:, DRAWABLE].set(0), combine)
-        exhausted = combine(tree[-1], 0)[DRAWABLE] == 0
+        tree = trees.write(tree, taken, tree[0][taken].at[:, DRAWABLE].set(0), jnp.add)
+        exhausted = tree[-1].sum(0)[DRAWABLE] == 0
         key, drawn, enough = draw(key, tree, chosen, count)
         chosen = jnp.where(exhausted, chosen[index % count], drawn)
         return key, tree, chosen, jnp.where(exhausted, jnp.int32(batch_size), enough)

@@ -8,6 +8,10 @@ import jax.numpy as jnp
 
 SamplerState = Any  # a PyTree; the random key lives in it
 
+# For jax.jit around a sampler: XLA cuts what reads a large array in two for its threads, however little it reads, and to
+# hand over one half costs more than both. (Only the outermost function takes options, so that `compiled` cannot have them.)
+COMPILER_OPTIONS = {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
+
 
 class Sampler(NamedTuple):
     """Pure, usable under jit, vmap and scan; `capacity` slots numbered from 0.

@@ -50,7 +50,7 @@ def precision(request):
 
 def is_masked(state, batch_size):
     """[capacity] bool, as the next batch will find them."""
-    leaves = with_current_masks(state, batch_size).tree[0][: len(state.drawn)]
+    leaves = with_current_masks(state, batch_size).sums[0][: len(state.drawn)]
     return leaves[:, DRAWABLE] < leaves[:, PRIORITY]
 
 
@@ -100,7 +100,12 @@ def some_of(slots, random):
 
 @pytest.mark.parametrize(
     ("capacity", "batch_size", "stratified", "later"),
-    [(64, 8, False, 512), (40, 8, True, 512), pytest.param(300, 16, False, 5, marks=pytest.mark.slow)],
+    [
+        (64, 8, False, 512),
+        (40, 8, True, 5),
+        pytest.param(300, 16, False, 512, marks=pytest.mark.slow),
+        pytest.param(40, 8, True, 512, marks=pytest.mark.slow),
+    ],
 )
 def test_the_same_masks_as_the_dense_version_on_a_random_trace(
     precision, monkeypatch, capacity, batch_size, stratified, later
@@ -274,12 +279,27 @@ def test_batches_have_no_repeats_where_there_are_enough_slots():
     assert (slots[:, 1:] != slots[:, :-1]).all()
 
 
+def test_what_was_looked_at_is_not_looked_at_again():
+    """After the masks are brought up to date, no leaf or node of 300 slots claims that there is something to do below it."""
+    sampler = masked(300, alpha=1.0)
+    state = filled(sampler, 300, np.random.default_rng(0).lognormal(size=300).astype(np.float32))
+    random = np.random.default_rng(1)
+    sample, current = jax.jit(sampler.sample, static_argnums=1), jax.jit(with_current_masks, static_argnums=1)
+    for _ in range(60):
+        state, slots, _ = sample(state, 16)
+        state = sampler.update(state, slots, random.lognormal(size=16).astype(np.float32))
+    state = current(state, 16)
+    assert state.tilt == 0 and len(state.bounds) == 3
+    for level in state.bounds:
+        assert ((level[:, :2].min(1) <= state.progress) | (level[:, 2:].min(1) <= -state.progress)).sum() <= 1
+
+
 def test_reference_off_by_one_marks_the_next_slot():
     sampler = masked(4, reference_off_by_one=True)
     state = sampler.add(sampler.init(jax.random.key(0)), jnp.array([0], jnp.int32))
-    np.testing.assert_array_equal(state.tree[0][:4, PRIORITY], [0, 1, 0, 0])
+    np.testing.assert_array_equal(state.sums[0][:4, PRIORITY], [0, 1, 0, 0])
     state = sampler.add(state, jnp.array([3, -1], jnp.int32))
-    np.testing.assert_array_equal(state.tree[0][:4, PRIORITY], [1, 1, 0, 0])
+    np.testing.assert_array_equal(state.sums[0][:4, PRIORITY], [1, 1, 0, 0])
 
 
 @pytest.mark.parametrize(("fields", "word"), [({"alpha": -1}, "alpha"), ({"minimum": 0}, "minimum")])
