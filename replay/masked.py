@@ -13,13 +13,15 @@ from .randomness import last_equal
 from .sampler import Sampler, compiled
 
 MASK = 1e-8  # factor on a masked priority: drawn only where nothing else is left
-TILT = 1e-3  # how far `tilt` may go before the state is settled
-LATER = 512  # slots of a batch whose place in the tree may wait for their priorities
+# How far `tilt` may go before the state is settled, where each slot was drawn once on average: the wider, the more is
+# looked at in vain; the narrower, the more often all is.
+REACH = 2e-4
+LATER = 512  # a batch of more slots than these is written into the trees before its priorities come
 NEVER = float(np.finfo(np.float32).max) / 4  # a progress that is not reached
 
 # Columns of the tree of sums: of priorities, and of priorities as drawn from, masked ones times MASK.
 PRIORITY, DRAWABLE = 0, 1
-# Columns of the tree of bounds: at or below the progress at which masked slots turn, at a tilt of -TILT and of TILT, and
+# Columns of the tree of bounds: at or below the progress at which masked slots turn, at a tilt of -reach and of reach, and
 # the same of minus the progress at which the others do. A minimum of linear functions is concave, so that between the two
 # ends it is not below the line through them.
 
@@ -41,12 +43,13 @@ class MaskedState(struct.PyTreeNode):
     bounds: trees.Tree  # [., 4]
     waiting: (
         jax.Array
-    )  # [LATER] int32: slots drawn last, to be written into the tree if they are still left out there, or -1
+    )  # [LATER] int32: slots drawn last, -1 for none; those left out of the sums are still to be written
     drawn: jax.Array  # [capacity] int32: A
     ledger: jax.Array  # [capacity, 2] float: the debt when last written down, and since what progress
     progress: jax.Array  # () float
     progress_low: jax.Array  # () float: what rounding kept out of it
     tilt: jax.Array  # () float
+    reach: jax.Array  # () float: of the tilt, for which the bounds hold
     all_drawn: jax.Array  # () float: sum of A
     unsettled: jax.Array  # () int32: draws since the state was last settled
     highest: jax.Array  # () float: the highest priority so far, which a new transition gets
@@ -89,6 +92,7 @@ def masked(
             progress=zero,
             progress_low=zero,
             tilt=zero,
+            reach=zero + REACH,
             all_drawn=zero,
             unsettled=jnp.zeros((), jnp.int32),
             highest=jnp.ones(()),
@@ -188,7 +192,7 @@ def _noted(state: MaskedState, slots: jax.Array, account: Account) -> MaskedStat
 
 def _left_out(state: MaskedState, slots: jax.Array) -> MaskedState:
     """`slots` are to be written into the trees: at their `update`, or else before the next batch."""
-    if len(slots) > LATER:
+    if len(slots) > len(state.waiting):
         return _store(state, slots, _accounts(state, slots))
     leaves, *nodes = state.sums
     waiting = jnp.full_like(state.waiting, -1).at[: len(slots)].set(slots)
@@ -212,7 +216,7 @@ def _leaves(state: MaskedState, account: Account) -> tuple[jax.Array, jax.Array]
     # A debt that is 0 but for rounding is none, so that equal priorities give exact epochs.
     tolerance, precision = (1e-5 if is_single else 1e-9), float(np.finfo(debt.dtype).eps)
     is_masked = _debt(state, account) > tolerance
-    tilted = TILT * drawn
+    tilted = state.reach * drawn
     # Progress at which the debt is the tolerance, early enough to allow for rounding: what is found is looked at exactly.
     wait = (debt[:, None] + jnp.stack([tilted, -tilted], axis=1) - tolerance) / priority[:, None]
     margin = 8 * precision * (state.progress + (jnp.abs(debt) + tilted + tolerance) / priority)[:, None]
@@ -225,7 +229,7 @@ def _leaves(state: MaskedState, account: Account) -> tuple[jax.Array, jax.Array]
 
 
 def _must_settle(state: MaskedState) -> jax.Array:
-    return (state.unsettled >= len(state.drawn)) | (jnp.abs(state.tilt) > TILT)
+    return (state.unsettled >= len(state.drawn)) | (jnp.abs(state.tilt) > state.reach)
 
 
 def _settle(state: MaskedState) -> MaskedState:
@@ -234,12 +238,14 @@ def _settle(state: MaskedState) -> MaskedState:
     state = jax.lax.optimization_barrier(state)
     account, zero = _all_accounts(state), jnp.zeros_like(state.progress)
     account = account._replace(debt=_debt(state, account))
+    slots, all_drawn = len(state.drawn), state.drawn.sum(dtype=state.all_drawn.dtype)
     state = state.replace(
         ledger=jnp.stack([account.debt, jnp.zeros_like(account.debt)], axis=1),
         progress=zero,
         progress_low=zero,
         tilt=zero,
-        all_drawn=state.drawn.sum(dtype=state.all_drawn.dtype),
+        reach=REACH * slots / jnp.maximum(all_drawn, slots),
+        all_drawn=all_drawn,
         unsettled=jnp.zeros_like(state.unsettled),
     )
     sums, bounds = _leaves(state, account)
@@ -262,7 +268,7 @@ def with_current_masks(state: MaskedState, batch_size: int) -> MaskedState:
 def _turn(state: MaskedState, start: jax.Array, width: int) -> tuple[MaskedState, jax.Array]:
     """The state in which up to `width` slots from `start` on that may have to turn are looked at; where to go on looking."""
     end = jnp.array(len(state.drawn), jnp.int32)
-    share = (state.tilt + TILT) / (2 * TILT)
+    share = (state.tilt + state.reach) / (2 * state.reach)
     top = next(depth for depth, level in enumerate(state.bounds) if len(level) <= width * trees.FAN_OUT)
     nodes, bounds = jnp.arange(len(state.bounds[top]), dtype=jnp.int32), state.bounds[top]
     path = []
