@@ -17,7 +17,7 @@ class ReshuffledState(struct.PyTreeNode):
     passed: jax.Array  # () int32: entries before this one have had their turn in this epoch
     ready: (
         jax.Array
-    )  # () int32: those from `passed` up to this one come next; the order of those behind is not drawn yet
+    )  # () int32: those from `passed` up to this one come next; the order of those behind is still to be drawn
     count: jax.Array  # () int32: slots 0 .. count - 1 hold a transition
     position: jax.Array  # () int32: the slot that will be written next
 
