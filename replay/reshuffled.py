@@ -15,9 +15,7 @@ class ReshuffledState(struct.PyTreeNode):
     joining_key: jax.Array  # folded with a slot's number, so that it matters not how `add` is chunked
     order: jax.Array  # [capacity] int32: its first `count` entries are the written slots
     passed: jax.Array  # () int32: entries before this one have had their turn in this epoch
-    ready: (
-        jax.Array
-    )  # () int32: those from `passed` up to this one come next; the order of those behind is still to be drawn
+    ready: jax.Array  # () int32: those from `passed` up to this one come next; the order of the others is not drawn yet
     count: jax.Array  # () int32: slots 0 .. count - 1 hold a transition
     position: jax.Array  # () int32: the slot that will be written next
 
