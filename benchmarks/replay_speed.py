@@ -30,7 +30,17 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Column, Table
 
-from ..replay import Sampler, Storage, decode, masked, prioritized, reshuffled, uniform, without_replacement
+from ..replay import (
+    COMPILER_OPTIONS,
+    Sampler,
+    Storage,
+    decode,
+    masked,
+    prioritized,
+    reshuffled,
+    uniform,
+    without_replacement,
+)
 from ..replay.sampler import no_priorities
 from .peer_replay import CHUNK, TASKS, log_normal, microseconds, transitions
 from .replay_memory import FRAME, STACK, fill, resident
@@ -45,6 +55,7 @@ SAMPLERS: dict[str, Callable[[int], Sampler]] = {
     "masked, stratified": partial(masked, stratified=True),
 }
 ATARI_BATCH_SIZE = 32
+donating = partial(jax.jit, donate_argnums=0, compiler_options=COMPILER_OPTIONS)
 OURS = {"atari": "uniform", "uniform": "uniform", "prioritized": "prioritized"}  # sampler of each of the peers' tasks
 
 
@@ -53,9 +64,8 @@ class Draws:
 
     def __init__(self, name: str, capacity: int, batch_size: int) -> None:
         sampler = SAMPLERS[name](capacity)
-        add = jax.jit(sampler.add, donate_argnums=0)
-        update = jax.jit(sampler.update, donate_argnums=0)
-        self._sample = jax.jit(sampler.sample, static_argnums=1, donate_argnums=0)
+        add, update = donating(sampler.add), donating(sampler.update)
+        self._sample = donating(sampler.sample, static_argnums=1)
         self._update = None if sampler.update is no_priorities else update
         self._batch_size = batch_size
         self.state = jax.jit(sampler.init)(jax.random.key(0))
@@ -88,10 +98,10 @@ def resident_bytes(name: str, capacity: int, batch_size: int) -> int:
     sampler, key = SAMPLERS[name](capacity), jax.random.key(0)
     init = jax.jit(sampler.init).lower(key).compile()
     shape = jax.eval_shape(sampler.init, key)
-    add = jax.jit(sampler.add, donate_argnums=0).lower(shape, jax.ShapeDtypeStruct((CHUNK,), jnp.int32)).compile()
-    sample = jax.jit(sampler.sample, static_argnums=1, donate_argnums=0).lower(shape, batch_size).compile()
+    add = donating(sampler.add).lower(shape, jax.ShapeDtypeStruct((CHUNK,), jnp.int32)).compile()
+    sample = donating(sampler.sample, static_argnums=1).lower(shape, batch_size).compile()
     drawn, priorities = jax.ShapeDtypeStruct((batch_size,), jnp.int32), jnp.ones(batch_size)
-    update = jax.jit(sampler.update, donate_argnums=0).lower(shape, drawn, priorities).compile()
+    update = donating(sampler.update).lower(shape, drawn, priorities).compile()
     before = resident()
     state = init(key)
     for slots in chunks(capacity):

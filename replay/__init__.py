@@ -4,11 +4,12 @@ from .mixture import Part, Source, gather_mixed, mixture
 from .past import Description, Episode, PastReplay, PastReplayError
 from .prioritized import prioritized
 from .reshuffled import reshuffled
-from .sampler import Sampler, SamplerState, no_priorities
+from .sampler import COMPILER_OPTIONS, Sampler, SamplerState, no_priorities
 from .storage import Layout, Memory, Storage, available_memory, decode, memory
 from .uniform import uniform, without_replacement
 
 __all__ = [
+    "COMPILER_OPTIONS",
     "Description",
     "Episode",
     "Layout",

@@ -9,25 +9,21 @@ from flax import struct
 
 from . import trees
 from .prioritized import check_exponents, new_slots, powers
-from .sampler import Sampler, compiled, is_first
+from .randomness import last_equal
+from .sampler import Sampler, compiled
 
 MASK = 1e-8  # factor on a masked priority: drawn only where nothing else is left
-TILT = 1e-3  # how far `tilt` may go before the state is settled
+# How far `tilt` may go before the state is settled, where each slot was drawn once on average: the wider, the more is
+# looked at in vain; the narrower, the more often all is.
+REACH = 2e-4
+LATER = 512  # a batch of more slots than these is written into the trees before its priorities come
 NEVER = float(np.finfo(np.float32).max) / 4  # a progress that is not reached
 
-# Columns of the tree. Sums: of priorities, and of priorities as drawn from, masked ones times MASK.
+# Columns of the tree of sums: of priorities, and of priorities as drawn from, masked ones times MASK.
 PRIORITY, DRAWABLE = 0, 1
-# Minima: of the progress at which masked slots turn, and of minus that of the others; each at a tilt of -TILT and of TILT.
-# A minimum of linear functions is concave, so that between the two ends it is not below the line through them.
-DUE, OVERDUE = slice(2, 4), slice(4, 6)
-
-
-def combine(nodes: jax.Array, axis: int) -> jax.Array:
-    """A node of the tree from those below it, [..., 6]."""
-    return jnp.concatenate([nodes[..., :2].sum(axis), nodes[..., 2:].min(axis)], axis=-1)
-
-
-EMPTY = (0.0, 0.0, NEVER, NEVER, NEVER, NEVER)
+# Columns of the tree of bounds: at or below the progress at which masked slots turn, at a tilt of -reach and of reach, and
+# the same of minus the progress at which the others do. A minimum of linear functions is concave, so that between the two
+# ends it is not below the line through them.
 
 
 class MaskedState(struct.PyTreeNode):
@@ -43,12 +39,17 @@ class MaskedState(struct.PyTreeNode):
     """
 
     key: jax.Array
-    tree: trees.Tree  # [., 6]
+    sums: trees.Tree  # [., 2]
+    bounds: trees.Tree  # [., 4]
+    waiting: (
+        jax.Array
+    )  # [LATER] int32: slots drawn last, -1 for none; those left out of the sums are still to be written
     drawn: jax.Array  # [capacity] int32: A
     ledger: jax.Array  # [capacity, 2] float: the debt when last written down, and since what progress
     progress: jax.Array  # () float
     progress_low: jax.Array  # () float: what rounding kept out of it
     tilt: jax.Array  # () float
+    reach: jax.Array  # () float: of the tilt, for which the bounds hold
     all_drawn: jax.Array  # () float: sum of A
     unsettled: jax.Array  # () int32: draws since the state was last settled
     highest: jax.Array  # () float: the highest priority so far, which a new transition gets
@@ -83,12 +84,15 @@ def masked(
         zero = jnp.zeros(())
         return MaskedState(
             key=key,
-            tree=trees.empty((capacity, 6), jnp.array(EMPTY)),
+            sums=trees.empty((capacity, 2), 0.0),
+            bounds=trees.empty((capacity, 4), NEVER),
+            waiting=jnp.full(LATER, -1, jnp.int32),
             drawn=jnp.zeros(capacity, jnp.int32),
             ledger=jnp.zeros((capacity, 2)),
             progress=zero,
             progress_low=zero,
             tilt=zero,
+            reach=zero + REACH,
             all_drawn=zero,
             unsettled=jnp.zeros((), jnp.int32),
             highest=jnp.ones(()),
@@ -111,17 +115,16 @@ def masked(
 
     def sample(state: MaskedState, batch_size: int) -> tuple[MaskedState, jax.Array, jax.Array]:
         state = with_current_masks(state, batch_size)
-        key, draw_key = jax.random.split(state.key)
         draw = _draw_strata if stratified else _draw_distinct
-        slots, tree = draw(draw_key, state.tree, batch_size)
+        key, slots, sums = draw(state.key, state.sums, batch_size)
         slots = jnp.minimum(slots, capacity - 1)  # a slot even if none is written
         # the running sum is kept to twice the precision, as its terms grow ever smaller beside it
-        term = batch_size * (1 - state.tilt) / combine(state.tree[-1], 0)[PRIORITY] + state.progress_low
+        term = batch_size * (1 - state.tilt) / state.sums[-1].sum(0)[PRIORITY] + state.progress_low
         progress = state.progress + term
         progress_low = term - (progress - state.progress)
         state = state.replace(
             key=key,
-            tree=tree,
+            sums=sums,
             drawn=state.drawn.at[slots].add(1),
             ledger=state.ledger.at[slots, 0].add(1),
             progress=progress,
@@ -129,7 +132,7 @@ def masked(
             all_drawn=state.all_drawn + batch_size,
             unsettled=state.unsettled + batch_size,
         )
-        return _store(state, slots, _accounts(state, slots)), slots, jnp.ones(batch_size, jnp.float32)
+        return _left_out(state, slots), slots, jnp.ones(batch_size, jnp.float32)
 
     def update(state: MaskedState, slots: jax.Array, priorities: jax.Array) -> MaskedState:
         values = powers(priorities, alpha, minimum, state.highest)
@@ -137,7 +140,7 @@ def masked(
         account = _accounts(state, slots)._replace(priority=values)
         return _store(state.replace(highest=highest), slots, account)
 
-    return compiled("masked", Sampler(init, add, sample, update), lambda state: state.tree[-1][:, PRIORITY])
+    return compiled("masked", Sampler(init, add, sample, update), lambda state: state.sums[-1][:, PRIORITY])
 
 
 class Account(NamedTuple):
@@ -158,11 +161,11 @@ def _debt(state: MaskedState, account: Account) -> jax.Array:
 
 
 def _accounts(state: MaskedState, slots: jax.Array) -> Account:
-    return _account(state, state.tree[0][slots], state.drawn[slots], state.ledger[slots])
+    return _account(state, state.sums[0][slots], state.drawn[slots], state.ledger[slots])
 
 
 def _all_accounts(state: MaskedState) -> Account:
-    return _account(state, state.tree[0][: len(state.drawn)], state.drawn, state.ledger)
+    return _account(state, state.sums[0][: len(state.drawn)], state.drawn, state.ledger)
 
 
 def _account(state: MaskedState, leaves: jax.Array, drawn: jax.Array, ledger: jax.Array) -> Account:
@@ -175,22 +178,45 @@ def _put(array: jax.Array, slots: jax.Array, values: jax.Array | int) -> jax.Arr
 
 
 def _store(state: MaskedState, slots: jax.Array, account: Account) -> MaskedState:
-    """What was earned so far is written down, and all in the tree that follows."""
-    ledger = jnp.stack([account.debt, jnp.broadcast_to(state.progress, account.debt.shape)], axis=1)
-    return state.replace(
-        ledger=_put(state.ledger, slots, ledger),
-        tree=trees.write(state.tree, slots, _leaves(state, account), combine),
+    """What was earned so far is written down, and all in the trees that follows."""
+    drawable, bounds = _leaves(state, account)
+    return _noted(state, slots, account).replace(
+        sums=trees.write(state.sums, slots, drawable, jnp.add), bounds=trees.lower(state.bounds, slots, bounds)
     )
 
 
-def _leaves(state: MaskedState, account: Account) -> jax.Array:
-    """[B, 6]: what the tree is to hold for slots of these accounts."""
+def _noted(state: MaskedState, slots: jax.Array, account: Account) -> MaskedState:
+    ledger = jnp.stack([account.debt, jnp.broadcast_to(state.progress, account.debt.shape)], axis=1)
+    return state.replace(ledger=_put(state.ledger, slots, ledger))
+
+
+def _left_out(state: MaskedState, slots: jax.Array) -> MaskedState:
+    """`slots` are to be written into the trees: at their `update`, or else before the next batch."""
+    if len(slots) > len(state.waiting):
+        return _store(state, slots, _accounts(state, slots))
+    leaves, *nodes = state.sums
+    waiting = jnp.full_like(state.waiting, -1).at[: len(slots)].set(slots)
+    return state.replace(sums=(leaves.at[slots, DRAWABLE].set(0), *nodes), waiting=waiting)
+
+
+def _is_waiting(state: MaskedState) -> jax.Array:
+    leaves = state.sums[0][state.waiting]
+    return ((state.waiting >= 0) & (leaves[:, DRAWABLE] == 0) & (leaves[:, PRIORITY] > 0)).any()
+
+
+def _write_waiting(state: MaskedState) -> MaskedState:
+    state = _store(state, state.waiting, _accounts(state, state.waiting))
+    return state.replace(waiting=jnp.full_like(state.waiting, -1))
+
+
+def _leaves(state: MaskedState, account: Account) -> tuple[jax.Array, jax.Array]:
+    """[B, 2] and [B, 4]: what the trees are to hold for slots of these accounts."""
     priority, drawn, debt = account
     is_single = debt.dtype == jnp.float32
     # A debt that is 0 but for rounding is none, so that equal priorities give exact epochs.
     tolerance, precision = (1e-5 if is_single else 1e-9), float(np.finfo(debt.dtype).eps)
     is_masked = _debt(state, account) > tolerance
-    tilted = TILT * drawn
+    tilted = state.reach * drawn
     # Progress at which the debt is the tolerance, early enough to allow for rounding: what is found is looked at exactly.
     wait = (debt[:, None] + jnp.stack([tilted, -tilted], axis=1) - tolerance) / priority[:, None]
     margin = 8 * precision * (state.progress + (jnp.abs(debt) + tilted + tolerance) / priority)[:, None]
@@ -199,11 +225,11 @@ def _leaves(state: MaskedState, account: Account) -> jax.Array:
     overdue = jnp.where(may_be_overdue[:, None], -state.progress - wait - margin, NEVER)
     minima = jnp.where(priority[:, None] > 0, jnp.concatenate([due, overdue], axis=1), NEVER)
     drawable = jnp.where(is_masked, MASK * priority, priority)
-    return jnp.concatenate([priority[:, None], drawable[:, None], jnp.clip(minima, -NEVER, NEVER)], axis=1)
+    return jnp.stack([priority, drawable], axis=1), jnp.clip(minima, -NEVER, NEVER)
 
 
 def _must_settle(state: MaskedState) -> jax.Array:
-    return (state.unsettled >= len(state.drawn)) | (jnp.abs(state.tilt) > TILT)
+    return (state.unsettled >= len(state.drawn)) | (jnp.abs(state.tilt) > state.reach)
 
 
 def _settle(state: MaskedState) -> MaskedState:
@@ -212,89 +238,113 @@ def _settle(state: MaskedState) -> MaskedState:
     state = jax.lax.optimization_barrier(state)
     account, zero = _all_accounts(state), jnp.zeros_like(state.progress)
     account = account._replace(debt=_debt(state, account))
+    slots, all_drawn = len(state.drawn), state.drawn.sum(dtype=state.all_drawn.dtype)
     state = state.replace(
         ledger=jnp.stack([account.debt, jnp.zeros_like(account.debt)], axis=1),
         progress=zero,
         progress_low=zero,
         tilt=zero,
-        all_drawn=state.drawn.sum(dtype=state.all_drawn.dtype),
+        reach=REACH * slots / jnp.maximum(all_drawn, slots),
+        all_drawn=all_drawn,
         unsettled=jnp.zeros_like(state.unsettled),
     )
-    return state.replace(tree=trees.build(_leaves(state, account), combine, jnp.array(EMPTY)))
+    sums, bounds = _leaves(state, account)
+    return state.replace(sums=trees.build(sums, jnp.add, 0.0), bounds=trees.build(bounds, jnp.minimum, NEVER))
 
 
 def with_current_masks(state: MaskedState, batch_size: int) -> MaskedState:
     """The state with every slot masked or not as its debt says; `batch_size` is about how many turn, at no risk."""
     state = jax.lax.while_loop(_must_settle, _settle, state)
-    width = max(batch_size, trees.FAN_OUT)
+    state = jax.lax.while_loop(_is_waiting, _write_waiting, state)
+    width = max(batch_size + batch_size // 4, trees.FAN_OUT)  # as many as are drawn, and a margin
 
     def turn(carry: tuple[MaskedState, jax.Array]) -> tuple[MaskedState, jax.Array]:
-        state, start = carry
-        slots, start = _find(state, start, width)
-        return _store(state, slots, _accounts(state, slots)), start
+        return _turn(*carry, width)
 
     start = (state, jnp.zeros((), jnp.int32))
     return jax.lax.while_loop(lambda carry: carry[1] < len(state.drawn), turn, start)[0]
 
 
-def _find(state: MaskedState, start: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
-    """Slots from `start` on that may have to turn: [width] int32 in order, then -1; and where to go on looking."""
-    capacity = len(state.drawn)
-    end = jnp.array(capacity, jnp.int32)
-    share = (state.tilt + TILT) / (2 * TILT)
-
-    def may_turn(values: jax.Array) -> jax.Array:
-        lowest = (1 - share) * values[:, 2::2] + share * values[:, 3::2]
-        return (lowest <= jnp.stack([state.progress, -state.progress])[None]).any(axis=1)
-
-    top = next(depth for depth, level in enumerate(state.tree) if len(level) <= width * trees.FAN_OUT)
-    nodes, values = jnp.arange(len(state.tree[top]), dtype=jnp.int32), state.tree[top]
+def _turn(state: MaskedState, start: jax.Array, width: int) -> tuple[MaskedState, jax.Array]:
+    """The state in which up to `width` slots from `start` on that may have to turn are looked at; where to go on looking."""
+    end = jnp.array(len(state.drawn), jnp.int32)
+    share = (state.tilt + state.reach) / (2 * state.reach)
+    top = next(depth for depth, level in enumerate(state.bounds) if len(level) <= width * trees.FAN_OUT)
+    nodes, bounds = jnp.arange(len(state.bounds[top]), dtype=jnp.int32), state.bounds[top]
+    path = []
     for depth in reversed(range(top + 1)):
         span = trees.FAN_OUT**depth  # slots below a node
-        wanted = (nodes >= 0) & ((nodes + 1) * span > start) & may_turn(values)
-        place = jnp.where(wanted, jnp.cumsum(wanted, dtype=jnp.int32) - 1, width + 1)
-        found = jnp.full(width + 1, -1, jnp.int32).at[place].set(nodes, mode="drop")
+        due, overdue = ((1 - share) * bounds[:, i] + share * bounds[:, i + 1] for i in (0, 2))
+        may_turn = (due <= state.progress) | (overdue <= -state.progress)
+        chosen = _first(width + 1, may_turn & (nodes >= 0) & ((nodes + 1) * span > start))
+        nodes = nodes.at[chosen].get(mode="fill", fill_value=-1)
         # those that find no room are left for another time
-        end = jnp.where(found[width] >= 0, jnp.minimum(end, found[width] * span), end)
-        nodes = found[:width]
+        end = jnp.where(nodes[width] >= 0, jnp.minimum(end, nodes[width] * span), end)
+        nodes, chosen = nodes[:width], chosen[:width]
+        path.append((nodes, chosen, bounds))
         if depth:
             nodes = (nodes[:, None] * trees.FAN_OUT + jnp.arange(trees.FAN_OUT, dtype=jnp.int32)[None]).ravel()
-            values = state.tree[depth - 1].at[nodes].get(mode="clip")
-    return jnp.where(nodes < end, nodes, -1), end
+            bounds = state.bounds[depth - 1].at[nodes].get(mode="clip")
+
+    slots = jnp.where(nodes < end, nodes, -1)
+    account = _accounts(state, slots)
+    drawable, lowest = _leaves(state, account)
+    lowest = jnp.where((slots >= 0)[:, None], lowest, bounds.at[chosen].get(mode="clip"))
+    # Every node that was looked at becomes the minimum again of all below it, which is known already.
+    levels = list(state.bounds)
+    for depth, (nodes, chosen, bounds) in enumerate(reversed(path)):
+        levels[depth] = _put(levels[depth], nodes, lowest)
+        lowest = trees.above(bounds.at[chosen].set(lowest, mode="drop"), jnp.minimum)
+    levels = [*levels[: top + 1], *trees.build(levels[top], jnp.minimum, NEVER)[1:]]
+    sums = trees.write(state.sums, slots, drawable, jnp.add)
+    return _noted(state, slots, account).replace(sums=sums, bounds=tuple(levels)), end
 
 
-def _draw_strata(key: jax.Array, tree: trees.Tree, batch_size: int) -> tuple[jax.Array, trees.Tree]:
-    return trees.draw(key, tree, batch_size, stratified=True, column=DRAWABLE), tree
+def _first(size: int, flags: jax.Array) -> jax.Array:
+    """[size] int32: where the first of `flags` [N], N a multiple of FAN_OUT, are set, in order; then N."""
+    # Within rows by a product, which has nothing of the cost of so long a cumulative sum.
+    rows = flags.reshape(-1, trees.FAN_OUT).astype(jnp.float32)
+    inside = (rows @ jnp.triu(jnp.ones((trees.FAN_OUT, trees.FAN_OUT), jnp.float32))).astype(jnp.int32)
+    before = jnp.cumsum(inside[:, -1], dtype=jnp.int32) - inside[:, -1]
+    place = jnp.where(flags, (before[:, None] + inside).ravel() - 1, size)
+    return jnp.full(size, len(flags), jnp.int32).at[place].set(jnp.arange(len(flags), dtype=jnp.int32), mode="drop")
+
+
+Drawn = tuple[jax.Array, jax.Array, trees.Tree]  # another key, slots, the tree with some of these left out
+
+
+def _draw_strata(key: jax.Array, tree: trees.Tree, batch_size: int) -> Drawn:
+    return *trees.draw(key, tree, batch_size, stratified=True, column=DRAWABLE), tree
 
 
 Choice = tuple[jax.Array, trees.Tree, jax.Array, jax.Array]  # key, tree, slots chosen, how many of them
 
 
-def _draw_distinct(key: jax.Array, tree: trees.Tree, batch_size: int) -> tuple[jax.Array, trees.Tree]:
+def _draw_distinct(key: jax.Array, tree: trees.Tree, batch_size: int) -> Drawn:
     """Independent draws; as often as it takes, those that repeat one are drawn again with what is chosen left out.
 
-    Where there are fewer slots than draws, the whole choice is repeated. In the tree that comes back some of the chosen
-    are still left out: they are to be written.
+    Where there are fewer slots than draws, the whole choice is repeated.
     """
 
-    def draw(key: jax.Array, tree: trees.Tree, chosen: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
-        drawn = trees.draw(key, tree, batch_size, column=DRAWABLE)
-        new = is_first(drawn) & (jnp.arange(batch_size) < batch_size - count)
+    def draw(
+        key: jax.Array, tree: trees.Tree, chosen: jax.Array, count: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        key, drawn = trees.draw(key, tree, batch_size, column=DRAWABLE)
+        is_first = last_equal(drawn, len(tree[0]))[0] < 0
+        new = is_first & (jnp.arange(batch_size) < batch_size - count)
         place = jnp.where(new, count + jnp.cumsum(new, dtype=jnp.int32) - 1, batch_size)
-        return chosen.at[place].set(drawn, mode="drop"), count + new.sum(dtype=jnp.int32)
+        return key, chosen.at[place].set(drawn, mode="drop"), count + new.sum(dtype=jnp.int32)
 
     def redraw(carry: Choice) -> Choice:
         key, tree, chosen, count = carry
-        key, draw_key = jax.random.split(key)
         index = jnp.arange(batch_size)
         taken = jnp.where(index < count, chosen, -1)
-        tree = trees.write(tree, taken, tree[0][taken].at[:, DRAWABLE].set(0), combine)
-        exhausted = combine(tree[-1], 0)[DRAWABLE] == 0
-        drawn, enough = draw(draw_key, tree, chosen, count)
+        tree = trees.write(tree, taken, tree[0][taken].at[:, DRAWABLE].set(0), jnp.add)
+        exhausted = tree[-1].sum(0)[DRAWABLE] == 0
+        key, drawn, enough = draw(key, tree, chosen, count)
         chosen = jnp.where(exhausted, chosen[index % count], drawn)
         return key, tree, chosen, jnp.where(exhausted, jnp.int32(batch_size), enough)
 
-    key, draw_key = jax.random.split(key)
-    first = (key, tree, *draw(draw_key, tree, jnp.zeros(batch_size, jnp.int32), jnp.int32(0)))
-    _, tree, chosen, _ = jax.lax.while_loop(lambda carry: carry[3] < batch_size, redraw, first)
-    return chosen, tree
+    key, chosen, count = draw(key, tree, jnp.zeros(batch_size, jnp.int32), jnp.int32(0))
+    key, tree, chosen, _ = jax.lax.while_loop(lambda carry: carry[3] < batch_size, redraw, (key, tree, chosen, count))
+    return key, chosen, tree

@@ -47,11 +47,10 @@ def prioritized(
 
     def add(state: PrioritizedState, slots: jax.Array) -> PrioritizedState:
         slots = new_slots(slots, capacity, reference_off_by_one)
-        return state.replace(tree=trees.write(state.tree, slots, jnp.full(slots.shape, state.highest), jnp.sum))
+        return state.replace(tree=trees.write(state.tree, slots, jnp.full(slots.shape, state.highest), jnp.add))
 
     def sample(state: PrioritizedState, batch_size: int) -> tuple[PrioritizedState, jax.Array, jax.Array]:
-        key, draw_key = jax.random.split(state.key)
-        slots = trees.draw(draw_key, state.tree, batch_size, stratified)
+        key, slots = trees.draw(state.key, state.tree, batch_size, stratified)
         slots = jnp.minimum(slots, capacity - 1)  # a slot even if none is written
         if beta:
             drawn = state.tree[0][slots]
@@ -64,7 +63,7 @@ def prioritized(
     def update(state: PrioritizedState, slots: jax.Array, priorities: jax.Array) -> PrioritizedState:
         values = powers(priorities, alpha, minimum, state.highest)
         highest = jnp.maximum(state.highest, jnp.max(values, where=slots >= 0, initial=0))
-        return state.replace(tree=trees.write(state.tree, slots, values, jnp.sum), highest=highest)
+        return state.replace(tree=trees.write(state.tree, slots, values, jnp.add), highest=highest)
 
     return compiled("prioritized", Sampler(init, add, sample, update), lambda state: state.tree[-1])
 

@@ -8,6 +8,10 @@ import jax.numpy as jnp
 
 SamplerState = Any  # a PyTree; the random key lives in it
 
+# For jax.jit around a sampler: XLA cuts what reads a large array in two for its threads, however little it reads, and to
+# hand over one half costs more than both. (Only the outermost function takes options, so that `compiled` cannot have them.)
+COMPILER_OPTIONS = {"xla_disable_hlo_passes": "cpu-parallel-task-assigner"}
+
 
 class Sampler(NamedTuple):
     """Pure, usable under jit, vmap and scan; `capacity` slots numbered from 0.
@@ -61,11 +65,3 @@ def compiled(name: str, sampler: Sampler, written: Callable[[SamplerState], jax.
 def count_written(count: jax.Array, slots: jax.Array) -> jax.Array:
     """() int32: slots 0 .. count - 1 hold a transition once `slots` are written; padding never raises the maximum."""
     return jnp.maximum(count, jnp.max(jnp.asarray(slots, jnp.int32), initial=-1) + 1)
-
-
-def is_first(values: jax.Array) -> jax.Array:
-    """[B] bool: no equal value stands before this one."""
-    order = jnp.argsort(values, stable=True)
-    ordered = values[order]
-    again = jnp.concatenate([jnp.zeros(1, bool), ordered[1:] == ordered[:-1]])
-    return jnp.zeros(len(values), bool).at[order].set(~again)

@@ -5,6 +5,7 @@ l - 1. A node that is written is computed anew from all its children, never by a
 build up, however many writes there are.
 """
 
+import functools
 import itertools
 from collections.abc import Callable
 
@@ -12,20 +13,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .randomness import random_bits, unit
+
 FAN_OUT = 16  # children of a node: as single-precision numbers they fill one cache line
 
 Tree = tuple[jax.Array, ...]
-Reduce = Callable[..., jax.Array]  # (nodes, axis) -> without that axis, such as jnp.sum
+Combine = Callable[[jax.Array, jax.Array], jax.Array]  # of two nodes, such as jnp.add
 
 
-def build(leaves: jax.Array, reduce: Reduce, fill: jax.Array | float) -> Tree:
-    """The tree over `leaves` [N, ...]; `fill` [...] is neutral to `reduce`. Levels are padded to multiples of FAN_OUT."""
+def build(leaves: jax.Array, combine: Combine, fill: jax.Array | float) -> Tree:
+    """The tree over `leaves` [N, ...]; `fill` [...] is neutral to `combine`. Levels are padded to multiples of FAN_OUT."""
     levels = []
     while True:
         levels.append(_padded(leaves, fill))
         if len(leaves) <= FAN_OUT:
             return tuple(levels)
-        leaves = reduce(_children(levels[-1]), axis=1)
+        leaves = above(levels[-1], combine)
 
 
 def empty(shape: tuple[int, ...], fill: jax.Array | float) -> Tree:
@@ -37,29 +40,53 @@ def empty(shape: tuple[int, ...], fill: jax.Array | float) -> Tree:
     return tuple(levels)
 
 
-def write(tree: Tree, slots: jax.Array, values: jax.Array, reduce: Reduce) -> Tree:
+def above(level: jax.Array, combine: Combine) -> jax.Array:
+    """[N, ...]: the nodes over a level [N * FAN_OUT, ...]."""
+    children = level.reshape(-1, FAN_OUT, *level.shape[1:])
+    return functools.reduce(combine, [children[:, k] for k in range(FAN_OUT)])
+
+
+def write(tree: Tree, slots: jax.Array, values: jax.Array, combine: Combine) -> Tree:
     """Leaves `slots` [B] set to `values` [B, ...]; negative slots are skipped. Equal slots must bring equal values."""
     levels: list[jax.Array] = []
     for level in tree:
         if levels and len(level) <= len(slots):  # all of it is less work than a node for each slot
-            values = reduce(_children(levels[-1]), axis=1)
+            values = above(levels[-1], combine)
             levels.append(level.at[: len(values)].set(values))
             continue
         nodes = jnp.where(slots >= 0, slots // FAN_OUT ** len(levels), len(level))  # out of bounds: not written
         if levels:
-            values = reduce(_children_of(nodes, levels[-1]), axis=0)
+            values = functools.reduce(combine, list(_children_of(nodes, levels[-1])))
         levels.append(level.at[nodes].set(values.astype(level.dtype), mode="drop"))
     return tuple(levels)
 
 
-def draw(key: jax.Array, tree: Tree, batch_size: int, stratified: bool = False, column: int | None = None) -> jax.Array:
-    """[B] int32: leaves of a tree of sums, each with the chance of its share.
+def lower(tree: Tree, slots: jax.Array, values: jax.Array) -> Tree:
+    """Leaves `slots` [B] set to `values` [B, ...]; nodes above are lowered to these where they are higher, never raised.
+
+    So they stay at or below the minimum of what is below them, at a fraction of the cost of `write`. Slots as there.
+    """
+    leaves, *nodes = tree
+    lowered = [leaves.at[jnp.where(slots >= 0, slots, len(leaves))].set(values, mode="drop")]
+    for depth, level in enumerate(nodes, start=1):
+        places = jnp.where(slots >= 0, slots // FAN_OUT**depth, len(level))
+        lowered.append(level.at[places].min(values, mode="drop"))
+    return tuple(lowered)
+
+
+def draw(
+    key: jax.Array, tree: Tree, batch_size: int, stratified: bool = False, column: int | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Another key, and [B] int32: leaves of a tree of sums, each with the chance of its share.
 
     stratified: one from each of B equal parts of the whole sum, instead of independent draws. column, result: as for `find`.
     """
-    random = jax.random.uniform(key, (1 + len(tree), batch_size))  # at once: a call costs more than its numbers
-    fraction = (jnp.arange(batch_size) + random[0]) / batch_size if stratified else random[0]
-    return find(tree, fraction, random[1:], column)
+    key, bits = random_bits(key, (2 + len(tree), batch_size))
+    high, low, *low_bits = unit(bits)
+    fraction = high + low * 2.0**-32  # what of it single precision can hold
+    if stratified:
+        fraction = (jnp.arange(batch_size) + fraction) / batch_size
+    return key, find(tree, fraction, jnp.stack(low_bits), column)
 
 
 def find(tree: Tree, fraction: jax.Array, low_bits: jax.Array, column: int | None = None) -> jax.Array:
@@ -72,20 +99,21 @@ def find(tree: Tree, fraction: jax.Array, low_bits: jax.Array, column: int | Non
     leaf are exact to rounding however many leaves there are, where 24 bits alone would be wrong by several percent at 1e6.
     """
     spacing = float(np.finfo(fraction.dtype).eps)
-    fraction = jnp.minimum(fraction, 1 - spacing)  # the last of the equal parts may be rounded to 1
+    fraction = jnp.minimum(fraction, 1 - spacing)  # it may have been rounded to 1
     nodes = jnp.zeros(fraction.shape, jnp.int32)
     for level, low in zip(reversed(tree), low_bits, strict=True):
-        children = _children_of(nodes, level)
-        if column is not None:
-            children = children[..., column]
+        children = _children_of(nodes, level, column)
         # One after the other, so that a child of 0 adds nothing and no rounding can let it be chosen.
-        ends = jnp.stack(list(itertools.accumulate(children)))
+        ends = list(itertools.accumulate(children))
         sought = fraction * ends[-1]
-        is_before = ends <= sought[None]
-        start = jnp.where(is_before, ends, 0).max(axis=0)
-        end = jnp.where(is_before, jnp.inf, ends).min(axis=0)
+        start, end, child = jnp.zeros_like(sought), jnp.full_like(sought, jnp.inf), jnp.zeros_like(nodes)
+        for reached in ends:  # they never decrease
+            is_before = reached <= sought
+            start = jnp.where(is_before, reached, start)
+            end = jnp.where(is_before, end, jnp.minimum(end, reached))
+            child += is_before
         fraction = jnp.minimum((sought - start + low * spacing * ends[-1]) / (end - start), 1 - spacing)
-        child = jnp.minimum(is_before.sum(axis=0, dtype=jnp.int32), FAN_OUT - 1)
+        child = jnp.minimum(child, FAN_OUT - 1)
         nodes = nodes * FAN_OUT + child
     return nodes
 
@@ -95,10 +123,7 @@ def _padded(leaves: jax.Array, fill: jax.Array | float) -> jax.Array:
     return jnp.concatenate([leaves, missing.astype(leaves.dtype)])
 
 
-def _children(level: jax.Array) -> jax.Array:
-    return level.reshape(-1, FAN_OUT, *level.shape[1:])
-
-
-def _children_of(nodes: jax.Array, level: jax.Array) -> jax.Array:
+def _children_of(nodes: jax.Array, level: jax.Array, column: int | None = None) -> jax.Array:
     """[FAN_OUT, B, ...] of the level below; in this order what is done over the children is done to whole vectors."""
-    return level.at[nodes[None] * FAN_OUT + jnp.arange(FAN_OUT, dtype=jnp.int32)[:, None]].get(mode="clip")
+    children = nodes[None] * FAN_OUT + jnp.arange(FAN_OUT, dtype=jnp.int32)[:, None]
+    return level.at[children if column is None else (children, column)].get(mode="clip")

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from .sampler import Sampler, check_capacity, compiled, count_written, is_first, no_priorities
+from .randomness import below, random_bits, shuffle_steps
+from .sampler import Sampler, check_capacity, compiled, count_written, no_priorities
 
 
 class UniformState(struct.PyTreeNode):
@@ -17,8 +18,9 @@ class UniformState(struct.PyTreeNode):
 def uniform(capacity: int) -> Sampler:
     """Every written slot with the same probability at every draw, weights 1; a batch may repeat a slot."""
 
-    def draw(key: jax.Array, count: jax.Array, batch_size: int) -> jax.Array:
-        return jax.random.randint(key, (batch_size,), 0, count, jnp.int32)
+    def draw(key: jax.Array, count: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
+        key, random = random_bits(key, (batch_size,))
+        return key, below(random, count)
 
     return _sampler("uniform", capacity, draw)
 
@@ -29,30 +31,20 @@ def without_replacement(capacity: int) -> Sampler:
     Where fewer slots than the batch asks for are written, each is drawn as often as any other or once more.
     """
 
-    def draw(key: jax.Array, count: jax.Array, batch_size: int) -> jax.Array:
+    def draw(key: jax.Array, count: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
         # A batch larger than the buffer takes distinct numbers of a multiple of it; which slots come once more is random.
         numbers = jnp.maximum(count, batch_size)
-        key, offset_key = jax.random.split(key)
-
-        def redraw(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-            key, chosen, kept = carry
-            key, draw_key = jax.random.split(key)
-            fresh = jax.random.randint(draw_key, (batch_size,), 0, numbers, jnp.int32)
-            # those kept stand first, so that nothing fresh can displace them
-            order = jnp.argsort(~kept, stable=True)
-            chosen = jnp.where(kept, chosen, fresh)[order]
-            kept = is_first(chosen)
-            return key, chosen, kept
-
-        start = (key, jnp.zeros(batch_size, jnp.int32), jnp.zeros(batch_size, bool))
-        _, chosen, _ = jax.lax.while_loop(lambda carry: ~carry[2].all(), redraw, start)
-        offset = jnp.where(batch_size > count, jax.random.randint(offset_key, (), 0, numbers, jnp.int32), 0)
-        return (chosen + offset) % jnp.maximum(count, 1)
+        key, random = random_bits(key, (batch_size + 1,))
+        chosen = shuffle_steps(random[1:], numbers, max(capacity, batch_size)).source
+        offset = jnp.where(batch_size > count, below(random[0], count), 0)
+        return key, (chosen + offset) % jnp.maximum(count, 1)
 
     return _sampler("without_replacement", capacity, draw)
 
 
-def _sampler(name: str, capacity: int, draw: Callable[[jax.Array, jax.Array, int], jax.Array]) -> Sampler:
+def _sampler(
+    name: str, capacity: int, draw: Callable[[jax.Array, jax.Array, int], tuple[jax.Array, jax.Array]]
+) -> Sampler:
     check_capacity(name, capacity)
 
     def init(key: jax.Array) -> UniformState:
@@ -62,7 +54,7 @@ def _sampler(name: str, capacity: int, draw: Callable[[jax.Array, jax.Array, int
         return state.replace(count=count_written(state.count, slots))
 
     def sample(state: UniformState, batch_size: int) -> tuple[UniformState, jax.Array, jax.Array]:
-        key, draw_key = jax.random.split(state.key)
-        return state.replace(key=key), draw(draw_key, state.count, batch_size), jnp.ones(batch_size, jnp.float32)
+        key, slots = draw(state.key, state.count, batch_size)
+        return state.replace(key=key), slots, jnp.ones(batch_size, jnp.float32)
 
     return compiled(name, Sampler(init, add, sample, no_priorities), lambda state: state.count)

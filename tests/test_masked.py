@@ -1,5 +1,7 @@
 """RR-M beside a dense version in NumPy that looks at every slot at every batch; oracles M1 to M8 of arXiv 2503.02269."""
 
+import itertools
+import sys
 from functools import partial
 
 import jax
@@ -48,7 +50,7 @@ def precision(request):
 
 def is_masked(state, batch_size):
     """[capacity] bool, as the next batch will find them."""
-    leaves = with_current_masks(state, batch_size).tree[0][: len(state.drawn)]
+    leaves = with_current_masks(state, batch_size).sums[0][: len(state.drawn)]
     return leaves[:, DRAWABLE] < leaves[:, PRIORITY]
 
 
@@ -70,45 +72,131 @@ def scan(sampler, state, batches, batch_size, look=lambda state: ()):
     return seen, np.asarray(slots), state
 
 
-@pytest.mark.parametrize(
-    ("capacity", "batch_size", "stratified"),
-    [(64, 8, False), pytest.param(300, 16, False, marks=pytest.mark.slow), (40, 8, True)],
-)
-def test_the_same_masks_as_the_dense_version_on_a_random_trace(precision, capacity, batch_size, stratified):
-    """Also M5 and M6: what is written anew starts from nothing, the others' expectations sum to all draws."""
-    sampler, random, dense = masked(capacity, stratified=stratified), np.random.default_rng(0), Dense(capacity)
+def operations(sampler, batch_size):
+    """`add`, `sample` (with the masks that it found) and `update`, compiled."""
 
-    @jax.jit
-    def step(state, added, priorities):
-        state = sampler.add(state, added)
+    def sample(state):
         before = is_masked(state, batch_size)
         state, slots, _ = sampler.sample(state, batch_size)
-        state = sampler.update(state, slots, jnp.where(slots % 5 > 0, priorities[slots], jnp.nan))
-        return state, before, slots, draw_debt(state)
+        return state, slots, before
 
-    state, written, disagreed = sampler.init(jax.random.key(0)), 0, 0
-    for _ in range(400):
-        added = np.full(4, -1, np.int32)
-        added[: random.integers(1, 4)] = 0
-        added[added == 0] = (written + np.arange((added == 0).sum())) % capacity
-        written += (added >= 0).sum()
-        priorities = random.lognormal(size=capacity)
-        state, before, slots, debt = step(state, added, priorities)
-        dense.add(added)
-        slots, before = np.asarray(slots), np.asarray(before)
-        clear = np.abs(dense.drawn - dense.expected) > 3 * precision  # at a tie the two may round differently
-        disagreed += (before != dense.masks())[clear].sum()
-        dense.sampled(slots)
-        known = slots % 5 > 0  # a priority that is not finite counts as the highest so far
-        values = np.where(known, priorities[slots], np.nan)
-        highest = dense.highest
-        if known.any():
-            dense.update(slots[known], values[known])
-        dense.priority[slots[~known]] = highest
+    return jax.jit(sampler.add), jax.jit(sample), jax.jit(sampler.update)
+
+
+def saved_and_restored(state):
+    """As a checkpoint does it: nothing but the arrays."""
+    leaves, structure = jax.tree.flatten(state.replace(key=jax.random.key_data(state.key)))
+    state = jax.tree.unflatten(structure, [jnp.asarray(np.array(leaf)) for leaf in leaves])
+    return state.replace(key=jax.random.wrap_key_data(state.key))
+
+
+def some_of(slots, random):
+    """Most often all; else with some left out, or with others among them; padding stands for what is left out."""
+    kind = random.integers(4)
+    if kind == 0:
+        return np.where(random.random(len(slots)) < 0.5, slots, -1).astype(np.int32)
+    return random.permutation(slots) if kind == 1 else slots
+
+
+@pytest.mark.parametrize(
+    ("capacity", "batch_size", "stratified", "later"),
+    [
+        (64, 8, False, 512),
+        (40, 8, True, 5),
+        pytest.param(300, 16, False, 512, marks=pytest.mark.slow),
+        pytest.param(40, 8, True, 512, marks=pytest.mark.slow),
+    ],
+)
+def test_the_same_masks_as_the_dense_version_on_a_random_trace(
+    precision, monkeypatch, capacity, batch_size, stratified, later
+):
+    """Adds, batches and updates in any order, updates of a part, of other slots, late or never; saved in between.
+
+    Also M5 and M6: what is written anew starts from nothing, the others' expectations sum to all draws.
+    """
+    monkeypatch.setattr(sys.modules["resprout.replay.masked"], "LATER", later)
+    sampler, random, dense = masked(capacity, stratified=stratified), np.random.default_rng(0), Dense(capacity)
+    add, sample, update = operations(sampler, batch_size)
+    debts = jax.jit(draw_debt)
+    state, written, disagreed, followed = sampler.init(jax.random.key(0)), 0, 0, {}
+    slots, before, last = np.arange(1), "add", None
+    for turn in range(1200):
+        operation = "add" if turn == 0 else random.choice(["add", "sample", "update"], p=[0.25, 0.45, 0.3])
+        followed[last, operation] = followed.get((last, operation), 0) + 1
+        last = operation
+        if operation == "add":
+            added = np.full(4, -1, np.int32)
+            added[: random.integers(1, 5)] = 0
+            added[added == 0] = (written + np.arange((added == 0).sum())) % capacity
+            written += (added >= 0).sum()
+            state = add(state, added)
+            dense.add(added)
+        elif operation == "sample":
+            state, slots, before = sample(state)
+            slots, before = np.asarray(slots), np.asarray(before)
+            clear = np.abs(dense.drawn - dense.expected) > 3 * precision  # at a tie the two may round differently
+            disagreed += (before != dense.masks())[clear].sum()
+            dense.sampled(slots)
+        elif len(slots) == batch_size:
+            given = some_of(slots, random)
+            if random.random() < 0.2:
+                given = np.unique(random.integers(min(written, capacity), size=batch_size)).astype(np.int32)
+                given = np.append(given, np.full(batch_size - len(given), -1, np.int32))
+            priorities = random.lognormal(size=capacity).astype(np.float32)[given]
+            priorities = np.where(given % 5 > 0, priorities, np.nan)
+            state = update(state, given, priorities)
+            known = (given >= 0) & (given % 5 > 0)  # a priority that is not finite counts as the highest before
+            highest = dense.highest
+            if known.any():
+                dense.update(given[known], priorities[known])
+            dense.priority[given[(given >= 0) & ~known]] = highest
+        if turn % 50 == 0:
+            state = saved_and_restored(state)
+        debt = np.asarray(debts(state), np.float64)
         np.testing.assert_allclose(debt, dense.drawn - dense.expected, atol=precision)
-        assert abs(np.asarray(debt, np.float64).sum()) < (1e-6 if precision < 1e-6 else 1e-2)
+        assert abs(debt.sum()) < (1e-6 if precision < 1e-6 else 1e-2)
     assert disagreed == 0
     assert dense.masks().any() and not dense.masks().all()
+    assert min(followed[pair] for pair in itertools.product(["add", "sample", "update"], repeat=2)) > 20
+
+
+@pytest.mark.slow
+def test_vmapped_traces_are_separate_traces():
+    """Three traces at once, in which a batch is followed by other things; in one nothing ever has new priorities."""
+    sampler, batch_size, length = masked(40), 6, 60
+    random = np.random.default_rng(1)
+    kinds = random.integers(3, size=(3, length))
+    kinds[:, 0], kinds[1][kinds[1] == 2] = 0, 1
+
+    def step(carry, inputs):
+        state, slots, written = carry
+        kind, priorities = inputs
+
+        def add(state, slots, written):
+            return sampler.add(state, (written + jnp.arange(3, dtype=jnp.int32)) % 40), slots, written + 3
+
+        def sample(state, slots, written):
+            state, slots, _ = sampler.sample(state, batch_size)
+            return state, slots, written
+
+        def update(state, slots, written):
+            return sampler.update(state, slots, priorities), slots, written
+
+        carry = jax.lax.switch(kind, [add, sample, update], state, slots, written)
+        return carry, (carry[1], draw_debt(carry[0]))
+
+    def trace(key, kinds, priorities):
+        nothing = jnp.full(batch_size, -1, jnp.int32)
+        return jax.lax.scan(step, (sampler.init(key), nothing, jnp.int32(0)), (kinds, priorities))[1]
+
+    keys = jax.random.split(jax.random.key(2), 3)
+    priorities = random.lognormal(size=(3, length, batch_size)).astype(np.float32)
+    together = jax.jit(jax.vmap(trace))(keys, kinds, priorities)
+    alone = jax.jit(trace)
+    for seed in range(3):
+        slots, debts = alone(keys[seed], kinds[seed], priorities[seed])
+        np.testing.assert_array_equal(slots, together[0][seed])
+        np.testing.assert_allclose(debts, together[1][seed], atol=1e-4)
 
 
 def test_m1_equal_priorities_are_drawn_in_epochs(precision):
@@ -176,6 +264,13 @@ def test_m7_a_batch_without_an_update_leaves_nothing_out():
     np.testing.assert_array_equal(np.bincount(slots.ravel(), minlength=30), 16)
 
 
+def test_priorities_whose_masked_form_is_zero_do_not_hang():
+    sampler = masked(8, alpha=1.0, minimum=1e-35)
+    state = filled(sampler, 8, np.zeros(8, np.float32))
+    slots = scan(sampler, state, 6, 5)[1]
+    assert slots.shape == (6, 5) and (slots >= 0).all() and (slots < 8).all()
+
+
 def test_batches_have_no_repeats_where_there_are_enough_slots():
     sampler = masked(40, alpha=1.0)
     heavy = np.full(40, 0.01, np.float32)
@@ -184,12 +279,27 @@ def test_batches_have_no_repeats_where_there_are_enough_slots():
     assert (slots[:, 1:] != slots[:, :-1]).all()
 
 
+def test_what_was_looked_at_is_not_looked_at_again():
+    """After the masks are brought up to date, no leaf or node of 300 slots claims that there is something to do below it."""
+    sampler = masked(300, alpha=1.0)
+    state = filled(sampler, 300, np.random.default_rng(0).lognormal(size=300).astype(np.float32))
+    random = np.random.default_rng(1)
+    sample, current = jax.jit(sampler.sample, static_argnums=1), jax.jit(with_current_masks, static_argnums=1)
+    for _ in range(60):
+        state, slots, _ = sample(state, 16)
+        state = sampler.update(state, slots, random.lognormal(size=16).astype(np.float32))
+    state = current(state, 16)
+    assert state.tilt == 0 and len(state.bounds) == 3
+    for level in state.bounds:
+        assert ((level[:, :2].min(1) <= state.progress) | (level[:, 2:].min(1) <= -state.progress)).sum() <= 1
+
+
 def test_reference_off_by_one_marks_the_next_slot():
     sampler = masked(4, reference_off_by_one=True)
     state = sampler.add(sampler.init(jax.random.key(0)), jnp.array([0], jnp.int32))
-    np.testing.assert_array_equal(state.tree[0][:4, PRIORITY], [0, 1, 0, 0])
+    np.testing.assert_array_equal(state.sums[0][:4, PRIORITY], [0, 1, 0, 0])
     state = sampler.add(state, jnp.array([3, -1], jnp.int32))
-    np.testing.assert_array_equal(state.tree[0][:4, PRIORITY], [1, 1, 0, 0])
+    np.testing.assert_array_equal(state.sums[0][:4, PRIORITY], [1, 1, 0, 0])
 
 
 @pytest.mark.parametrize(("fields", "word"), [({"alpha": -1}, "alpha"), ({"minimum": 0}, "minimum")])

@@ -4,7 +4,6 @@ import ast
 import io
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -32,15 +31,13 @@ def test_prioritized_slots_are_drawn_by_priorities_that_differ():
 def test_nothing_as_large_as_the_capacity_is_copied(name, monkeypatch):
     """But where all slots are looked at once in many batches, which is taken out here."""
     monkeypatch.setattr(sys.modules["resprout.replay.masked"], "_settle", settled)
-    monkeypatch.setattr(sys.modules["resprout.replay.reshuffled"], "shuffle_prefix", lambda key, order, count: order)
     capacity, slots, priorities = 50_000, jax.ShapeDtypeStruct((64,), np.int32), jax.ShapeDtypeStruct((64,), np.float32)
     sampler = replay_speed.SAMPLERS[name](capacity)
     state = jax.eval_shape(sampler.init, jax.random.key(0))
-    donated = partial(jax.jit, donate_argnums=0)
     functions = [
-        donated(sampler.sample, static_argnums=1).lower(state, 64),
-        donated(sampler.add).lower(state, slots),
-        donated(sampler.update).lower(state, slots, priorities),
+        replay_speed.donating(sampler.sample, static_argnums=1).lower(state, 64),
+        replay_speed.donating(sampler.add).lower(state, slots),
+        replay_speed.donating(sampler.update).lower(state, slots, priorities),
     ]
     memory = [lowered.compile().memory_analysis() for lowered in functions]
     assert all(used.temp_size_in_bytes < 4 * capacity for used in memory)

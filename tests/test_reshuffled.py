@@ -1,6 +1,6 @@
 """RR-C: oracles E1 to E8 of arXiv 2503.02269's algorithm, and equality in law with a plain version of it."""
 
-import math
+import sys
 import zlib
 from functools import cache, partial
 
@@ -11,7 +11,6 @@ import pytest
 from scipy import stats
 
 from resprout.replay import reshuffled, uniform, without_replacement
-from resprout.replay.reshuffled import shuffle_prefix
 
 
 class Reference:
@@ -126,7 +125,8 @@ def test_e4_a_slot_that_is_passed_waits_for_the_next_epoch():
     sampler = reshuffled(6)
     seen = {True: 0, False: 0}
     for seed in range(40):
-        state = filled(sampler, 5, seed).replace(order=jnp.array([3, 1, 4, 0, 2, 0], jnp.int32))
+        order, ready = jnp.array([3, 1, 4, 0, 2, 0], jnp.int32), jnp.int32(5)
+        state = filled(sampler, 5, seed).replace(order=order, ready=ready)
         state, slots, _ = sampler.sample(state, 3)
         np.testing.assert_array_equal(slots, [3, 1, 4])
         state = sampler.add(state, jnp.array([5], jnp.int32))
@@ -166,6 +166,23 @@ def test_growth_follows_the_law_of_the_papers_algorithm():
     table = np.stack([a, b])[:, a + b > 20]
     assert table.shape[1] > 30
     assert stats.chi2_contingency(table).pvalue > 1e-3
+
+
+def test_an_epoch_longer_than_what_is_drawn_ahead(monkeypatch):
+    """Parts of 8 of an order of up to 50, and slots that join while some are ready: still each once an epoch."""
+    monkeypatch.setattr(sys.modules["resprout.replay.reshuffled"], "AHEAD", 8)
+    sampler = reshuffled.__wrapped__(50)
+    draws = scan_draws(sampler, filled(sampler, 50), 120, 5).reshape(12, 50)
+    np.testing.assert_array_equal(np.sort(draws, axis=1), np.broadcast_to(np.arange(50), (12, 50)))
+    state, drawn, count = filled(sampler, 30), [], 30
+    for _ in range(20):
+        state, slots, _ = sampler.sample(state, 1)
+        state = sampler.add(state, jnp.array([count], jnp.int32))
+        drawn, count = [*drawn, int(slots[0])], count + 1
+        assert sorted(np.asarray(state.order[:count]).tolist()) == list(range(count))
+        assert set(drawn) <= set(np.asarray(state.order[: state.passed]).tolist())
+    rest = np.asarray(scan_draws(sampler, state, int(state.count - state.passed), 1)).ravel().tolist()
+    assert len(set(rest)) == len(rest) and not set(rest) & set(drawn)
 
 
 def test_e5_the_slot_written_next_is_not_drawn():
@@ -252,19 +269,3 @@ def test_the_sequence_goes_on_where_it_was_saved():
         key=jax.random.wrap_key_data(again.key), joining_key=jax.random.wrap_key_data(again.joining_key)
     )
     np.testing.assert_array_equal(scan_draws(sampler, state, 10, 32), scan_draws(sampler, again, 10, 32))
-
-
-@pytest.mark.parametrize(("count", "size"), [(0, 10), (1, 10), (5, 10), (10, 10), (70, 100)])
-def test_shuffling_a_part_leaves_the_rest(count, size):
-    order = jnp.arange(size, dtype=jnp.int32)
-    shuffled = np.asarray(shuffle_prefix(jax.random.key(0), order, jnp.int32(count)))
-    np.testing.assert_array_equal(shuffled[count:], np.arange(count, size))
-    np.testing.assert_array_equal(np.sort(shuffled[:count]), np.arange(count))
-
-
-def test_every_order_is_as_likely():
-    keys = jax.random.split(jax.random.key(3), 24 * 500)
-    orders = jax.vmap(lambda key: shuffle_prefix(key, jnp.arange(6, dtype=jnp.int32), jnp.int32(4)))(keys)
-    counts = np.bincount(np.asarray(orders)[:, :4] @ [64, 16, 4, 1])
-    assert (counts > 0).sum() == math.factorial(4)
-    assert stats.chisquare(counts[counts > 0]).pvalue > 1e-3

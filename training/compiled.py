@@ -12,7 +12,7 @@ import numpy as np
 from ..agents.learner import Agent, Batch, PyTree
 from ..diagnostics import DIAGNOSTICS
 from ..envs import EnvSpec
-from ..replay import Sampler, decode, no_priorities
+from ..replay import COMPILER_OPTIONS, Sampler, decode, no_priorities
 from .experiment import Experiment
 from .intervening import LOGGED, PROBE, Acting, diagnose
 from .metrics import Totals
@@ -173,13 +173,14 @@ def compile_functions(
         key = jax.random.fold_in(keys["diagnostics"], gradient_step)
         return diagnose(agent, state, agent.init(init_key), earlier, seen, other, key, names)
 
+    drawing = partial(jax.jit, donate_argnums=0, compiler_options=COMPILER_OPTIONS)
     return Compiled(
         act=reading_only(act),
         explore=jax.jit(explore),
-        remember=jax.jit(sampler.add, donate_argnums=0),
-        sample=jax.jit(sample, donate_argnums=0),
+        remember=drawing(sampler.add),
+        sample=drawing(sample),
         learn=jax.jit(learn, donate_argnums=(0, 1), compiler_options=compiler_options(spec)),
-        prioritize=sampler.update if sampler.update is no_priorities else jax.jit(sampler.update, donate_argnums=0),
+        prioritize=sampler.update if sampler.update is no_priorities else drawing(sampler.update),
         interventions=tuple(
             Act(each.due, each.intervention.probe, jax.jit(partial(intervene, each), donate_argnums=(0, 1, 2)))
             for each in acting

@@ -1,6 +1,7 @@
 """What a run says of itself: sums on the device, episode statistics, metrics.jsonl, progress and the curve."""
 
 import datetime
+import errno
 import importlib.util
 import json
 import os
@@ -117,18 +118,19 @@ class Episodes:
 
 
 class MetricsFile:
-    """metrics.jsonl: one object a line, appended whole and flushed; a kill can cost at most the last line."""
+    """metrics.jsonl: one object a line, appended whole; a kill or a full disk can cost at most the last line."""
 
     def __init__(self, path: Path, keep_bytes: int | None = None) -> None:
         """Open for appending; `keep_bytes` first cuts the file back to what a checkpoint knew of it."""
-        self.file = path.open("ab")
+        self.file = path.open("ab", buffering=0)  # what a full disk refuses is not tried again when it is closed
         if keep_bytes is not None:
             self.file.truncate(min(keep_bytes, path.stat().st_size))
         self.file.seek(0, 2)
 
     def write(self, line: dict[str, Any]) -> None:
-        self.file.write(json.dumps({key: plain(value) for key, value in line.items()}).encode() + b"\n")
-        self.file.flush()
+        text = json.dumps({key: plain(value) for key, value in line.items()}).encode() + b"\n"
+        if self.file.write(text) != len(text):
+            raise OSError(errno.ENOSPC, "the last line was cut short")
 
     def length(self) -> int:
         """Bytes so far, all of them on the disk when this returns."""

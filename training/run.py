@@ -436,7 +436,8 @@ class Run:
         t = self.training
         position = {"step": t.agent_step, "gradient_step": t.gradient_step}
         clock = {"wall_clock": time.time(), "steps_per_second": self.progress.rate if self.progress else float("nan")}
-        self.metrics.write(position | clock | values)
+        with self._writing("line of metrics"):
+            self.metrics.write(position | clock | values)
         self.tracker.write(position | values)
 
     def diagnose(self) -> None:
@@ -514,9 +515,9 @@ class Run:
         }
         if self.experiment.count_draws:
             summary["lifetime_draws"] = draw_statistics(t.storage.lifetime_draws)
-        checkpoint.write_atomically(
-            self.directory / "summary.json", json.dumps({key: plain(value) for key, value in summary.items()}, indent=2)
-        )
+        text = json.dumps({key: plain(value) for key, value in summary.items()}, indent=2)
+        with self._writing("summary"):
+            checkpoint.write_atomically(self.directory / "summary.json", text)
         return Result(self.directory, t.agent, evaluation, steps_per_second, plot_curve(self.directory), summary)
 
     @contextmanager
