@@ -2,7 +2,7 @@
 
 from .ace import ACE, ACEState
 from .dqn import DQN, DQNState
-from .learner import Agent, Batch, Learner, Spec
+from .learner import Agent, Batch, Learner, Refit, Spec
 from .sac import SAC, SACState
 
-__all__ = ["ACE", "DQN", "SAC", "ACEState", "Agent", "Batch", "DQNState", "Learner", "SACState", "Spec"]
+__all__ = ["ACE", "DQN", "SAC", "ACEState", "Agent", "Batch", "DQNState", "Learner", "Refit", "SACState", "Spec"]

@@ -54,7 +54,8 @@ def softmax_weights(effects: ArrayLike, temperature: float = 1.0, sign: Sign = "
     effects = np.asarray(effects, np.float64)
     logits = (np.abs(effects) if sign == "absolute" else effects) / temperature
     shares = np.exp(logits - logits.max())
-    return len(effects) * shares / shares.sum()
+    weights: Floats = len(effects) * shares / shares.sum()
+    return weights
 
 
 def causal_effects(
@@ -73,21 +74,7 @@ def causal_effects(
     ValueError in one line for fewer rows than columns + 2, for other shapes and for values that are not finite.
     """
     _require_one_of("mode", mode, Mode)
-    states, actions, rewards = (np.asarray(values, np.float64) for values in (states, actions, rewards))
-    if states.ndim != 2 or actions.ndim != 2 or rewards.shape != (len(states),) or len(actions) != len(states):
-        shapes = ", ".join(str(list(values.shape)) for values in (states, actions, rewards))
-        raise ValueError(f"a causal fit needs states [N, S], actions [N, A] and rewards [N], not {shapes}")
-    names = [f"{kind} {i}" for kind, values in (("state", states), ("action", actions)) for i in range(values.shape[1])]
-    if len(states) < len(names) + 2:
-        columns = f"{states.shape[1]} states and {actions.shape[1]} actions"
-        raise ValueError(f"a causal fit of {columns} needs {len(names) + 2} rows or more, not {len(states)}")
-    data = np.column_stack([states, actions, rewards])
-    if not np.isfinite(data).all():
-        broken = [
-            name for name, column in zip([*names, "reward"], data.T, strict=True) if not np.isfinite(column).all()
-        ]
-        raise ValueError(f"a causal fit needs finite numbers; not all are in {_listed(broken)}")
-
+    data, names = _table(*(np.asarray(values, np.float64) for values in (states, actions, rewards)))
     size = np.maximum(1, np.abs(data).max(axis=0))
     data -= data.mean(axis=0)
     scale = data.std(axis=0)
@@ -105,12 +92,28 @@ def causal_effects(
             message = f"left out of a causal fit, being linear combinations of the columns before: {_listed(dependent)}"
             warnings.warn(message, stacklevel=2)
         if mode == "full":
-            order = causal_order(data[:, [*causes, -1]], until=len(causes))
-            causes = causes[order[:-1]]
+            causes = causes[causal_order(data[:, [*causes.tolist(), -1]], until=len(causes))[:-1]]
         if len(causes):
             coefficients = adaptive_lasso(basis[:, causes], basis[:, -1], len(data), refit)
             effects[causes] = coefficients * scale[-1] / scale[causes]
-    return effects[states.shape[1] :]
+    return effects[np.shape(states)[1] :]
+
+
+def _table(states: Floats, actions: Floats, rewards: Floats) -> tuple[Floats, list[str]]:
+    """Columns [state | action | reward] and the names of all but the last; ValueError in one line for what cannot be fitted."""
+    if states.ndim != 2 or actions.ndim != 2 or rewards.shape != (len(states),) or len(actions) != len(states):
+        shapes = ", ".join(str(list(values.shape)) for values in (states, actions, rewards))
+        raise ValueError(f"a causal fit needs states [N, S], actions [N, A] and rewards [N], not {shapes}")
+    names = [f"{kind} {i}" for kind, values in (("state", states), ("action", actions)) for i in range(values.shape[1])]
+    if len(states) < len(names) + 2:
+        columns = f"{states.shape[1]} states and {actions.shape[1]} actions"
+        raise ValueError(f"a causal fit of {columns} needs {len(names) + 2} rows or more, not {len(states)}")
+    data = np.column_stack([states, actions, rewards])
+    finite = np.isfinite(data).all(axis=0)
+    if not finite.all():
+        broken = [name for name, whole in zip([*names, "reward"], finite, strict=True) if not whole]
+        raise ValueError(f"a causal fit needs finite numbers; not all are in {_listed(broken)}")
+    return data, names
 
 
 def adaptive_lasso(basis: Floats, target: Floats, rows: int, refit: bool = False) -> Floats:
@@ -182,7 +185,8 @@ def likelihood_ratios(columns: Floats) -> Floats:
     for j, cause in enumerate(columns):
         freed[:, j] = entropy((columns - np.outer(correlation[:, j], cause)) / spread[:, j, None])
     alone = entropy(columns)
-    return (alone[None] + freed) - (alone[:, None] + freed.T)
+    ratios: Floats = (alone[None] + freed) - (alone[:, None] + freed.T)
+    return ratios
 
 
 def entropy(columns: Floats) -> Floats:
