@@ -36,16 +36,12 @@ class ACE(SAC):
     separate_heads: bool = True  # mean and log std come from layers of their own, not from the halves of one
     target_update_interval: int = 2  # gradient steps of the critics to each of actor, temperature and target critics
     causal_mode: Mode = "sink"  # the reward causes nothing (sink), or DirectLiNGAM orders all columns, slowly (full)
-    causal_sign: Sign = (
-        "signed"  # what lowers the reward weighs little (signed) or as much as what raises it (absolute)
-    )
+    causal_sign: Sign = "signed"  # absolute: what lowers the reward weighs as much as what raises it
     causal_temperature: float = 1.0  # of the softmax over effects, in reward per unit of action; large: equal weights
     causal_refit: bool = False  # effects by least squares on the columns kept, not by the adaptive lasso itself
     causal_every: int = 10_000  # agent steps between fits; 0: never, the weights stay 1
     causal_rows: int = 10_000  # newest transitions that a fit reads
-    causal_delay: int = (
-        100  # agent steps from the start of a fit to when its weights count; 0 waits for it, as their code
-    )
+    causal_delay: int = 100  # agent steps from a fit to when its weights count; 0 waits for it, as their code
 
     def __post_init__(self) -> None:
         super().__post_init__()

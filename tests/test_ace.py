@@ -122,6 +122,7 @@ def test_target_actor_and_temperature_read_the_weighted_density() -> None:
     np.testing.assert_allclose(slope, -log_prob.mean() - (-2), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_heavier_dimension_keeps_more_entropy() -> None:
     """A bandit of reward a0, alpha fixed: the best density of a0 is as exp(a0 / (alpha w0)), flatter with a larger w0."""
     config = replace(SMALL, learn_temperature=False, initial_temperature=0.1, target_update_interval=1)
