@@ -66,6 +66,26 @@ class Network(NamedTuple):
 Wrap = Callable[[str, Network, optax.GradientTransformation], tuple[Network, optax.GradientTransformation]]
 
 
+class Refit(NamedTuple):
+    """Something in an agent's state that is fitted on the host to the newest transitions, beside training.
+
+    every: agent steps between two fits; there is none before the replay holds so many `rows`.
+    delay: agent steps from the start of a fit to when its result enters the state, so that the step of the entry does not depend
+        on how long the fit took. What is not ready by then is waited for.
+    fit(columns) -> array: of the newest transitions, oldest first, under the names of a Batch's fields, [rows, ...] each;
+        called in a thread of its own.
+    enter(state, array) -> state: with arrays of the same shapes and dtypes.
+    describe(array) -> name -> number: for a line of metrics.
+    """
+
+    every: int
+    rows: int
+    delay: int
+    fit: Callable[[Mapping[str, Any]], Any]
+    enter: Callable[[PyTree, Any], PyTree]
+    describe: Callable[[Any], dict[str, float]]
+
+
 class Agent(NamedTuple):
     """An agent as pure functions over an immutable state made of `Learner`s; nothing in it waits for the device.
 
@@ -76,6 +96,7 @@ class Agent(NamedTuple):
     update(state, batch, key) -> (state, metrics, priorities [B]): one gradient step; a priority is the size of the
         example's error, which samplers without priorities ignore.
     networks: of each of the state's learners, under the name of its field.
+    refit: what is fitted on the host meanwhile, if anything.
     """
 
     init: Callable[[jax.Array], PyTree]
@@ -83,6 +104,7 @@ class Agent(NamedTuple):
     exploit: Callable[[PyTree, jax.Array, jax.Array], jax.Array]
     update: Callable[[PyTree, Batch, jax.Array], tuple[PyTree, Metrics, jax.Array]]
     networks: Mapping[str, Network]
+    refit: Refit | None = None
 
 
 def descend(

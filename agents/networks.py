@@ -56,7 +56,8 @@ def activated(x: jax.Array, spec: str, norm: str | None) -> jax.Array:
 class MLP(nn.Module):
     """Dense, LayerNorm if asked for, activation, for every entry of `features`; [..., inputs] -> [..., features[-1]].
 
-    An activation that makes two features of each unit leaves twice as many.
+    An activation that makes two features of each unit leaves twice as many. "elu+relu" names one for each layer; the last
+    is that of all further layers.
     """
 
     features: tuple[int, ...]
@@ -66,9 +67,10 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        specs = self.activation.split("+")
         for index, size in enumerate(self.features):
             x = nn.Dense(size, kernel_init=self.kernel_init, name=f"dense_{index}")(x)
-            x = activated(x, self.activation, f"norm_{index}" if self.layer_norm else None)
+            x = activated(x, specs[min(index, len(specs) - 1)], f"norm_{index}" if self.layer_norm else None)
         return x
 
 

@@ -1,9 +1,9 @@
 """Soft actor-critic: an ensemble of critics, a tanh-Gaussian actor and a learned temperature."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import chex
 import jax
@@ -31,6 +31,7 @@ from .networks import INITIALISERS, MLP, Initialiser, Initializer, scaled
 from .optimizer import adam
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # Haarnoja et al.'s code
+HEADS = ("mean", "log_std")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ class SAC:
     gamma: float = 0.99  # discount per agent step; the batch carries gamma^n already
     n_step: int = 1  # agent steps summed into one reward (by the replay, on the way in)
     hidden: tuple[int, ...] = (256, 256)  # units of the hidden layers, of actor and critics alike
-    activation: str = "relu"  # of hidden layers, a name in activations.py with its fields: "helu:alpha=0.1"
+    activation: str = (
+        "relu"  # of hidden layers, a name in activations.py with its fields: "helu:alpha=0.1"; "elu+relu": by layer
+    )
     initialiser: Initialiser = "lecun"  # of every kernel: Flax's lecun, as sbx; xavier in TF-Agents
     width_matched: bool = False  # half the units for crelu and fourier, which make two features of each
     layer_norm: bool = False  # LayerNorm before each activation of the critics
@@ -71,7 +74,8 @@ class SAC:
         require(0 <= self.gamma <= 1, "gamma", self.gamma, "in [0, 1]")
         require(self.warmup >= 0, "warmup", self.warmup, "zero or more")
         require(self.tau <= 1, "tau", self.tau, "at most 1")
-        width_share(self.activation, self.width_matched)
+        for spec in self.activation.split("+"):
+            width_share(spec, self.width_matched)
         known = get_args(Initialiser)
         require(self.initialiser in known, "initialiser", self.initialiser, f"one of {', '.join(known)}")
         require(all(size > 0 for size in self.hidden), "hidden", self.hidden, "positive sizes")
@@ -82,11 +86,17 @@ class SAC:
 
     def build(self, spec: Spec, wrap: Wrap = as_given) -> Agent:
         """Pure functions for this environment; ValueError in one line where the two do not fit."""
-        if spec.discrete:
-            raise ValueError(f"SAC needs continuous actions; {spec.id} has {spec.action_size} discrete ones: use DQN")
-        if len(spec.observation_shape) != 1:
-            raise ValueError(f"SAC needs vector observations; {spec.id} has {list(spec.observation_shape)}")
-        return _build(self, spec, wrap)
+        parts = build_parts(self, spec, wrap)
+
+        def update(state: SACState, batch: Batch, key: jax.Array) -> tuple[SACState, Metrics, jax.Array]:
+            # The order of SB3 and sbx: critics, then the actor on the new critics, so that it climbs the best estimate there
+            # is, then the temperature on the entropy of the actor that was sampled. All use the temperature from before.
+            critic_key, policy_key = jax.random.split(key)
+            state, critic_metrics, priorities = parts.update_critic(state, batch, critic_key)
+            state, policy_metrics = parts.update_policy(state, batch, policy_key)
+            return state.replace(gradient_step=state.gradient_step + 1), critic_metrics | policy_metrics, priorities
+
+        return Agent(parts.init, parts.act, parts.exploit, update, parts.networks)
 
 
 _POSITIVE = (
@@ -110,11 +120,16 @@ class GaussianActor(nn.Module):
     layer_norm: bool = False
     activation: str = "relu"
     kernel_init: Initializer = INITIALISERS["lecun"]
+    separate_heads: bool = False  # layers of their own, each with its fans, for the two
 
     @nn.compact
     def __call__(self, observations: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = MLP(self.hidden, self.layer_norm, self.kernel_init, self.activation, name="hidden")(observations)
-        mean, log_std = jnp.split(nn.Dense(2 * self.actions, kernel_init=self.kernel_init, name="head")(x), 2, axis=-1)
+        if self.separate_heads:
+            mean, log_std = (nn.Dense(self.actions, kernel_init=self.kernel_init, name=name)(x) for name in HEADS)
+        else:
+            head = nn.Dense(2 * self.actions, kernel_init=self.kernel_init, name="head")
+            mean, log_std = jnp.split(head(x), 2, axis=-1)
         return mean, jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
 
 
@@ -135,11 +150,11 @@ class Critic(nn.Module):
 
 def hidden_units(config: SAC) -> tuple[int, ...]:
     """Units of the hidden layers, of which the config may want a share only."""
-    share = width_share(config.activation, config.width_matched)
+    share = width_share(config.activation.split("+")[0], config.width_matched)
     return tuple(scaled(size, share) for size in config.hidden)
 
 
-def actor_network(config: SAC, spec: Spec) -> GaussianActor:
+def actor_network(config: SAC, spec: Spec, separate_heads: bool = False) -> GaussianActor:
     """Network of the policy for this environment."""
     return GaussianActor(
         hidden_units(config),
@@ -147,6 +162,7 @@ def actor_network(config: SAC, spec: Spec) -> GaussianActor:
         config.actor_layer_norm,
         config.activation,
         INITIALISERS[config.initialiser],
+        separate_heads,
     )
 
 
@@ -159,17 +175,19 @@ def critic_network(config: SAC, members: int) -> nn.Module:
     return cast(nn.Module, ensemble(hidden_units(config), config.layer_norm, config.activation, initialiser))
 
 
-def tanh_gaussian(mean: jax.Array, log_std: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
+def tanh_gaussian(
+    mean: jax.Array, log_std: jax.Array, noise: jax.Array, weight: jax.Array | float = 1.0
+) -> tuple[jax.Array, jax.Array]:
     """Action tanh(u), u = mean + std * noise, and its log density; Haarnoja et al. (2018b), appendix C.
 
-    mean, log_std, noise: [A] -> [A], (). The log of tanh's derivative 1 - tanh(u)^2 is taken as
+    mean, log_std, noise: [A] -> [A], (). weight: [A], of each dimension's part of the log density. The log of tanh's derivative 1 - tanh(u)^2 is taken as
     2 * (log 2 - u - softplus(-2u)), the same number without the cancellation, finite for every u.
     """
     chex.assert_rank([mean, log_std, noise], 1)
     u = mean + jnp.exp(log_std) * noise
     log_density = jax.scipy.stats.norm.logpdf(noise) - log_std
     log_derivative = 2 * (math.log(2) - u - jax.nn.softplus(-2 * u))
-    return jnp.tanh(u), jnp.sum(log_density - log_derivative)
+    return jnp.tanh(u), jnp.sum(weight * (log_density - log_derivative))
 
 
 def td_error(
@@ -192,17 +210,46 @@ def temperature_loss(log_alpha: jax.Array, entropy: jax.Array, target_entropy: f
     return log_alpha * (jax.lax.stop_gradient(entropy) - target_entropy)
 
 
-def _build(config: SAC, spec: Spec, wrap: Wrap) -> Agent:
-    actor, critic = actor_network(config, spec), critic_network(config, config.critics)
+class Parts(NamedTuple):
+    """What SAC is made of, for agents that put it together otherwise; states are SACStates or have their fields."""
+
+    init: Callable[[jax.Array], SACState]
+    act: Callable[..., jax.Array]
+    exploit: Callable[[Any, jax.Array, jax.Array], jax.Array]
+    update_critic: Callable[[Any, Batch, jax.Array], tuple[Any, Metrics, jax.Array]]  # as Agent.update
+    update_policy: Callable[[Any, Batch, jax.Array], tuple[Any, Metrics]]  # actor, temperature and target critics
+    networks: Mapping[str, Network]
+
+
+def build_parts(
+    config: SAC,
+    spec: Spec,
+    wrap: Wrap,
+    density_weight: Callable[[Any], jax.Array | float] = lambda state: 1.0,
+    separate_heads: bool = False,
+) -> Parts:
+    """The parts for this environment; ValueError in one line where the two do not fit.
+
+    density_weight(state) -> [A]: of each dimension of the action, wherever training reads a log density.
+    """
+    name = type(config).__name__
+    if spec.discrete:
+        raise ValueError(f"{name} needs continuous actions; {spec.id} has {spec.action_size} discrete ones: use DQN")
+    if len(spec.observation_shape) != 1:
+        raise ValueError(f"{name} needs vector observations; {spec.id} has {list(spec.observation_shape)}")
+    actor, critic = actor_network(config, spec, separate_heads), critic_network(config, config.critics)
     target_critic = critic_network(config, config.target_critics or config.critics)
     target_entropy = config.target_entropy
     if target_entropy is None:
         target_entropy = config.entropy_per_action * spec.action_size
     observations, actions = jnp.zeros((1, *spec.observation_shape)), jnp.zeros((1, spec.action_size))
 
-    def sample(outputs: tuple[jax.Array, jax.Array], key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def sample(
+        outputs: tuple[jax.Array, jax.Array], key: jax.Array, weight: jax.Array | float = 1.0
+    ) -> tuple[jax.Array, jax.Array]:
         mean, log_std = outputs
-        return jax.vmap(tanh_gaussian)(mean, log_std, jax.random.normal(key, mean.shape))
+        drawn = jax.vmap(tanh_gaussian, in_axes=(0, 0, 0, None))
+        return drawn(mean, log_std, jax.random.normal(key, mean.shape), weight)
 
     def next_values(target_params: PyTree, observation: jax.Array, action: jax.Array, key: jax.Array) -> jax.Array:
         if config.target_critics is None:
@@ -213,7 +260,8 @@ def _build(config: SAC, spec: Spec, wrap: Wrap) -> Agent:
 
     def critic_loss(q_tm1: jax.Array, state: SACState, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         action_key, subset_key = jax.random.split(key)
-        next_action, log_prob_t = sample(policy(state.actor.params, batch.next_observation), action_key)
+        outputs = policy(state.actor.params, batch.next_observation)
+        next_action, log_prob_t = sample(outputs, action_key, density_weight(state))
         q_t = next_values(state.critic.target_params, batch.next_observation, next_action, subset_key)
         errors = jax.vmap(td_error, in_axes=(1, 0, 0, 1, 0, None), out_axes=1)
         error = errors(
@@ -224,7 +272,7 @@ def _build(config: SAC, spec: Spec, wrap: Wrap) -> Agent:
     def actor_loss(
         outputs: tuple[jax.Array, jax.Array], state: SACState, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        action, log_prob = sample(outputs, key)
+        action, log_prob = sample(outputs, key, density_weight(state))
         q = values(state.critic.params, batch.observation, action)
         # REDQ's policy climbs the mean of all members; Chen et al. (2021), algorithm 1.
         q = q.min(axis=0) if config.target_critics is None else q.mean(axis=0)
@@ -287,7 +335,7 @@ def _build(config: SAC, spec: Spec, wrap: Wrap) -> Agent:
     def exploit(state: SACState, observation: jax.Array, key: jax.Array) -> jax.Array:
         return jnp.tanh(policy(state.actor.params, observation)[0])
 
-    def update_critic(state: SACState, batch: Batch, key: jax.Array) -> tuple[Learner, Metrics, jax.Array]:
+    def update_critic(state: SACState, batch: Batch, key: jax.Array) -> tuple[SACState, Metrics, jax.Array]:
         inputs = networks["critic"].inputs(batch)
 
         def loss_function(params: PyTree) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -296,8 +344,6 @@ def _build(config: SAC, spec: Spec, wrap: Wrap) -> Agent:
             return loss, (q_tm1, error)
 
         (loss, (q_tm1, error)), gradient = jax.value_and_grad(loss_function, has_aux=True)(state.critic.params)
-        critic = descend(state.critic, gradient, tx["critic"], inputs, key)
-        target_params = optax.incremental_update(critic.params, critic.target_params, config.tau)
         metrics = {
             "critic/loss": loss,
             "critic/q_mean": q_tm1.mean(),
@@ -305,35 +351,33 @@ def _build(config: SAC, spec: Spec, wrap: Wrap) -> Agent:
             "critic/td_error_abs": jnp.abs(error).mean(),
             "critic/grad_norm": optax.tree.norm(gradient),
         }
-        return critic.replace(target_params=target_params), metrics, jnp.abs(error).mean(axis=0)
+        critic = descend(state.critic, gradient, tx["critic"], inputs, key)
+        return state.replace(critic=critic), metrics, jnp.abs(error).mean(axis=0)
 
-    def update_actor(state: SACState, batch: Batch, key: jax.Array) -> tuple[Learner, Metrics]:
+    def update_policy(state: SACState, batch: Batch, key: jax.Array) -> tuple[SACState, Metrics]:
         inputs = networks["actor"].inputs(batch)
 
         def loss_function(params: PyTree) -> tuple[jax.Array, jax.Array]:
             return actor_loss(policy(params, *inputs), state, batch, key)
 
         (loss, entropy), gradient = jax.value_and_grad(loss_function, has_aux=True)(state.actor.params)
-        return descend(state.actor, gradient, tx["actor"], inputs, key), {
+        actor = descend(state.actor, gradient, tx["actor"], inputs, key)
+        temperature = state.temperature
+        if config.learn_temperature:
+            slope = jax.grad(temperature_loss)(temperature.params["log_alpha"], entropy, target_entropy)
+            temperature = descend(temperature, {"log_alpha": slope}, tx["temperature"], (), key)
+        critic = state.critic
+        target_params = optax.incremental_update(critic.params, critic.target_params, config.tau)
+        return state.replace(
+            actor=actor, temperature=temperature, critic=critic.replace(target_params=target_params)
+        ), {
             "actor/loss": loss,
             "actor/entropy": entropy,
             "actor/grad_norm": optax.tree.norm(gradient),
+            "temperature/alpha": temperature_of(state),
         }
 
-    def update(state: SACState, batch: Batch, key: jax.Array) -> tuple[SACState, Metrics, jax.Array]:
-        # The order of SB3 and sbx: critics, then the actor on the new critics, so that it climbs the best estimate there
-        # is, then the temperature on the entropy of the actor that was sampled. All three use the temperature from before.
-        critic_key, actor_key = jax.random.split(key)
-        critic, critic_metrics, priorities = update_critic(state, batch, critic_key)
-        actor, actor_metrics = update_actor(state.replace(critic=critic), batch, actor_key)
-        temperature, log_alpha = state.temperature, state.temperature.params["log_alpha"]
-        if config.learn_temperature:
-            gradient = jax.grad(temperature_loss)(log_alpha, actor_metrics["actor/entropy"], target_entropy)
-            temperature = descend(temperature, {"log_alpha": gradient}, tx["temperature"], (), actor_key)
-        metrics = critic_metrics | actor_metrics | {"temperature/alpha": temperature_of(state)}
-        return SACState(actor, critic, temperature, state.gradient_step + 1), metrics, priorities
-
-    return Agent(init, act, exploit, update, networks)
+    return Parts(init, act, exploit, update_critic, update_policy, networks)
 
 
 def temperature_of(state: SACState) -> jax.Array:

@@ -31,6 +31,7 @@ BAD_INPUT = [
     (["train", "dqn", "--env", "gym/CartPole-v1", "--preset", "drq"], "unknown preset 'drq'"),
     (["train", "sac", "--env", "mujoco/Hopper-v5", "--preset", "drq_eps"], "preset drq_eps is for dqn, not for sac"),
     (["train", "dqn", "--env", "mujoco/Hopper-v5"], "DQN needs discrete actions"),
+    (["train", "ace", "--env", "gym/CartPole-v1"], "ACE needs continuous actions"),
     (["train", "sac", "--env", "gym/CartPole-v1"], "SAC needs continuous actions"),
     (["train", "dqn", "--env", "atari/Pong", "--steps", "900000000", "--agent.capacity", "900000000"], "it cannot fit"),
     (["train", "dqn", "--env", "gym/CartPole-v1", "--track", "wandb"], "pip install 'resprout[wandb]'"),
@@ -60,7 +61,7 @@ BAD_INPUT = [
     (["train", "dqn", "--env", "gym/CartPole-v1", "--with", "redo:learner=actor"], "there are: critic"),
     (["train", "dqn", "--env", "gym/CartPole-v1", "--with", "redo:when=fauu<1"], "there is no diagnostic 'fauu'"),
     (["train", "dqn", "--env", "gym/CartPole-v1", "--with", "reset:layers=tail"], "no layer tail: there are"),
-    (["train", "dqn", "--env", "gym/CartPole-v1", "--with", "layer_norm:actor=true"], "it is a field of SAC"),
+    (["train", "dqn", "--env", "gym/CartPole-v1", "--with", "layer_norm:actor=true"], "it is a field of ACE, SAC"),
     (["train", "dqn", "--env", "gym/CartPole-v1", "--with", "crelu", "deep_fourier"], "activation is crelu already"),
     (["train", "dqn", "--env", "gym/CartPole-v1", "--with"], "--with"),
 ]

@@ -100,9 +100,15 @@ SOURCES |= {
     "redo_dqn": DOPAMINE | {"loss": "huber", "learning_rate": 6.25e-5, "adam_eps": 1.5e-4, "n_step": 1},
     "redo_drq": DRQ_EPS,
     "reset_drq": DRQ_EPS,
+    # ACE's default file and main.py
+    "ace_mujoco": SOURCES["sac_mujoco"]
+    | {"batch_size": 512, "hidden": (1024, 1024, 1024), "activation": "elu+relu+relu", "initialiser": "xavier"}
+    | {"warmup": 10_000, "target_update_interval": 2, "separate_heads": True, "n_step": 1, "layer_norm": False}
+    | {"causal_every": 10_000, "causal_rows": 10_000, "causal_temperature": 1.0, "causal_sign": "signed"},
     "redo_sac": SOURCES["sac_mujoco"] | {"initialiser": "xavier", "reward_scale": 0.1, "warmup": 10_000},
     "reset_sac": SOURCES["sac_mujoco"] | {"replay_ratio": 32.0, "entropy_per_action": -0.5},
 }
+SOURCES["ace_small"] = SOURCES["ace_mujoco"] | {"batch_size": 256, "hidden": (256, 256), "activation": "elu+relu"}
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -123,6 +129,8 @@ RUNS = {  # protocol, agent steps, replay
     "drq_eps": ("atari100k", 100_000, "uniform"),
     "dqn_minatar": (None, 500_000, "uniform"),
     "sac_mujoco": (None, 1_000_000, "uniform"),
+    "ace_mujoco": (None, 1_000_000, "without_replacement"),
+    "ace_small": (None, 300_000, "without_replacement"),
     "redo_dqn": ("dopamine", 10_000_000, "uniform"),
     "redo_drq": ("atari100k", 400_000, "uniform"),
     "redo_sac": (None, 1_000_000, "uniform"),
@@ -130,7 +138,10 @@ RUNS = {  # protocol, agent steps, replay
     "reset_drq": ("atari100k", 100_000, "uniform"),
 }
 CODE = "init=paper,count=paper,forget_bias=false"
-INTERVENTIONS = {  # Sokar et al. (2023), table 1; Nikishin et al. (2022): 200,000 agent steps at replay ratio 32
+INTERVENTIONS = {
+    "ace_mujoco": ("dormancy_perturb:of=actor",),
+    "ace_small": ("dormancy_perturb:of=actor",),
+    # Sokar et al. (2023), table 1; Nikishin et al. (2022): 200,000 agent steps at replay ratio 32
     "redo_dqn": (f"redo:tau=0.025,{CODE},probe=64",),
     "redo_drq": (f"redo:{CODE},probe=64",),
     "redo_sac": (f"redo:tau=0.0,period=200000,{CODE}",),

@@ -1,7 +1,7 @@
 """Checkpoints that a kill at any instant leaves readable, and from which a run goes on bit for bit.
 
     checkpoints/000000100000/state/           device arrays: agent, sampler, interventions, metric sums (orbax)
-    checkpoints/000000100000/host.npz         host arrays: environments, running episodes of the replay
+    checkpoints/000000100000/host.npz         host arrays: environments, running episodes of the replay, a fit under way
     checkpoints/000000100000/host.json        counters, episode statistics
     checkpoints/000000100000/manifest.json    size and SHA-256 of every file above and of the replay segments it needs
     replay/000000000000-000000020000/*.npy    transitions by write number, each written once (`PastReplay` reads them)
@@ -52,6 +52,9 @@ def save(directory: Path, training: Training, snapshot: dict[str, Any] | None, k
     _save_state(temporary / "state", {part: getattr(training, part) for part in DEVICE_PARTS})
     arrays = {f"pending/{key}": value for key, value in training.storage.pending().items()}
     arrays |= {f"env/{key}": value for key, value in (snapshot or {}).items()}
+    arrays |= {
+        f"refit/{key}": value for key, value in (training.refitting.pending() if training.refitting else {}).items()
+    }
     np.savez(temporary / "host.npz", **arrays)  # type: ignore[arg-type]
     host = {
         "agent_step": training.agent_step,
@@ -112,6 +115,8 @@ def restore(path: Path, training: Training) -> tuple[dict[str, Any] | None, int]
     restore_transitions(path, training.storage)
     with np.load(path / "host.npz") as arrays:
         training.storage.restore_pending(_under("pending/", arrays))
+        if training.refitting:
+            training.refitting.restore_pending(_under("refit/", arrays))
         snapshot = _under("env/", arrays) if host["has_snapshot"] else None
     return snapshot, host["metrics_bytes"]
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Generic, Literal, Protocol
 from typing_extensions import TypeVar
 from tyro.conf import UseAppendAction, arg
 
-from ..agents import DQN, SAC
+from ..agents import ACE, DQN, SAC
 from ..agents.learner import Agent, Spec
 from ..interventions import Intervention
 from ..replay import Sampler, masked, prioritized, reshuffled, uniform, without_replacement
@@ -41,7 +41,7 @@ class AgentConfig(Protocol):
     def build(self, spec: Spec) -> Agent: ...
 
 
-AGENTS: dict[str, type[Any]] = {"dqn": DQN, "sac": SAC}
+AGENTS: dict[str, type[Any]] = {"ace": ACE, "dqn": DQN, "sac": SAC}
 REPLAYS = {
     "uniform": uniform,
     "without_replacement": without_replacement,

@@ -13,6 +13,7 @@ from ..replay import Source, Storage, gather_mixed
 from .compiled import Compiled
 from .experiment import Experiment
 from .metrics import Episodes, Totals
+from .refitting import Refitting
 
 
 @dataclass
@@ -33,6 +34,7 @@ class Training:
     past: tuple[Source, ...] = ()  # to learn from beside `storage`; never changes
     memories: list[PyTree] = field(default_factory=list)  # what each intervention remembers
     effects: list[Totals] = field(default_factory=list)  # what each has done since the last line
+    refitting: Refitting | None = None  # what the agent has fitted on the host
     dormant: PyTree = None  # units that diagnostics found dormant when they last looked
 
 

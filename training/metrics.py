@@ -241,26 +241,41 @@ class ProgressDisplay:
 
 def plot_curve(directory: Path) -> Path | None:
     """Draw curve.png, the return against agent steps, from metrics.jsonl; None where no episode has ended yet."""
+    keys = {"training episodes": "episode/return", "evaluation": "eval/return"}
+    return _plot(directory, "curve.png", "return", keys, ("-", "o-"))
+
+
+def plot_causal_weights(directory: Path) -> Path | None:
+    """Draw causal.png, the weight of each dimension of the action against agent steps; None where none was fitted yet."""
+    lines = read_metrics(directory / "metrics.jsonl")
+    names = next(
+        ([key for key in line if key.startswith("causal/weight_")] for line in lines if "causal/weight_0" in line), []
+    )
+    keys = {f"action {name.removeprefix('causal/weight_')}": name for name in names}
+    return _plot(directory, "causal.png", "causal weight", keys, ("o-",) * len(keys))
+
+
+def _plot(directory: Path, name: str, ylabel: str, keys: dict[str, str], styles: tuple[str, ...]) -> Path | None:
+    """Draw metrics, by label, against agent steps; None where there is nothing to draw."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     lines = read_metrics(directory / "metrics.jsonl")
     series = {
-        label: [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-        for label, key in (("training episodes", "episode/return"), ("evaluation", "eval/return"))
+        label: [(line["step"], line[key]) for line in lines if line.get(key) is not None] for label, key in keys.items()
     }
     if not any(series.values()):
         return None
     config = json.loads((directory / "config.json").read_text())["experiment"]
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = FigureCanvasAgg(figure).figure.add_subplot()
-    for (label, points), style in zip(series.items(), ("-", "o-"), strict=True):
+    for (label, points), style in zip(series.items(), styles, strict=True):
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
-    axes.set(xlabel="agent steps", ylabel="return", title=f"{config['agent']['name']} on {config['env']}")
-    axes.legend(frameon=False)
+    axes.set(xlabel="agent steps", ylabel=ylabel, title=f"{config['agent']['name']} on {config['env']}")
+    axes.legend(frameon=False, ncols=1 + len(keys) // 12)
     axes.grid(alpha=0.3)
-    path = directory / "curve.png"
+    path = directory / name
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary)
     temporary.replace(path)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..agents import DQN, SAC
+from ..agents import ACE, DQN, SAC
 from .experiment import AgentConfig
 
 
@@ -49,6 +49,8 @@ LAP_RUN = {"protocol": "dopamine", "steps": 50_000_000, "eval_every": 250_000}
 
 # ReDo as its authors' code does it: Glorot kernels, Adam's count and the moments of biases kept
 REDO_CODE = "init=paper,count=paper,forget_bias=false"
+# every 100,000 gradient steps, keep = clip(1 - dormancy of the policy, 0.2, 0.9), orthogonal draws, a new optimiser
+ACE_RESET = "dormancy_perturb:of=actor"
 DRQ_EPS = DQN(
     double=True,
     dueling=True,
@@ -126,6 +128,16 @@ PRESETS: dict[str, Preset] = {
         SAC(),
         "Haarnoja et al. (2018b), table 1",
         {"steps": 1_000_000, "eval_every": 10_000},
+    ),
+    "ace_mujoco": Preset(
+        ACE(),
+        "Ji et al. (2024), ACE: the authors' code, one setting for all tasks; sink mode, resets by the policy's dormancy",
+        {"steps": 1_000_000, "eval_every": 10_000, "replay": "without_replacement", "interventions": (ACE_RESET,)},
+    ),
+    "ace_small": Preset(
+        ACE(hidden=(256, 256), activation="elu+relu", batch_size=256),
+        "Ji et al. (2024), ACE as ace_mujoco, but two layers of 256 units and batches of 256, for laptops",
+        {"steps": 300_000, "eval_every": 10_000, "replay": "without_replacement", "interventions": (ACE_RESET,)},
     ),
     "redo_dqn": Preset(
         DQN(),

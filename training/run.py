@@ -34,7 +34,8 @@ from .evaluation import Evaluation, Video, evaluate, exploit_function
 from .experiment import Experiment, ExperimentError
 from .host_loop import Training, host_loop, learn_owed
 from .intervening import PROBE, Acting, labels, no_dormant
-from .metrics import Episodes, MetricsFile, ProgressDisplay, Totals, Tracker, plain, plot_curve
+from .metrics import Episodes, MetricsFile, ProgressDisplay, Totals, Tracker, plain, plot_causal_weights, plot_curve
+from .refitting import Refitting
 from .sources import Past, open_sources
 
 PACKAGES = ("resprout", "jax", "jaxlib", "flax", "optax", "numpy", "envpool", "gymnasium", "mujoco", "ale-py", "gymnax")
@@ -263,6 +264,7 @@ class Run:
             ratio=fraction(experiment.ratio),
             memories=memories,
             effects=[Totals.zeros(tuple(sorted(names))) for names in effects],
+            refitting=Refitting(self.agent.refit) if self.agent.refit else None,
             dormant=no_dormant(self.agent, state, batch) if experiment.diagnose_every else None,
         )
 
@@ -372,6 +374,7 @@ class Run:
             if self.received is not None:
                 self.save()
                 plot_curve(self.directory)
+                plot_causal_weights(self.directory)
                 raise Interrupted(self.received, self.directory)
         with self.speed.excluded():
             self.save()
@@ -393,6 +396,7 @@ class Run:
         if t.gradient_step and self._due(experiment.diagnose_every):
             self.diagnose()
         self._control()
+        self._refit()
         if experiment.eval_episodes and self._due(experiment.eval_every) and t.agent_step < experiment.steps:
             with self.speed.excluded():
                 self.evaluate()
@@ -415,6 +419,15 @@ class Run:
                 t.memories[index][name], ratio = jax.jit(control.decide)(t.memories[index][name])
                 t.ratio = fraction(float(ratio))
                 self._write({f"{each.intervention.name}/replay_ratio": float(t.ratio)})
+
+    def _refit(self) -> None:
+        """Let the agent start a fit on the host or take one over, where it has one and it is time to."""
+        t = self.training
+        if t.refitting:
+            starts = self._due(t.refitting.refit.every)
+            t.agent, described = t.refitting.step(t.agent, t.storage, t.agent_step, starts)
+            for values in described:
+                self._write(values)
 
     def _due(self, every: int) -> bool:
         step = self.training.agent_step
@@ -518,6 +531,7 @@ class Run:
         text = json.dumps({key: plain(value) for key, value in summary.items()}, indent=2)
         with self._writing("summary"):
             checkpoint.write_atomically(self.directory / "summary.json", text)
+        plot_causal_weights(self.directory)
         return Result(self.directory, t.agent, evaluation, steps_per_second, plot_curve(self.directory), summary)
 
     @contextmanager
