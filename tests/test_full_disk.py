@@ -42,10 +42,14 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, directory: Path, room: int | None
     """From the first checkpoint on files cannot grow beyond `room` bytes; None: than metrics.jsonl is, and half a line."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     save = checkpoint.save
+    fastest = jax.config.values["jax_persistent_cache_min_compile_time_secs"]
 
     def save_and_fill(*arguments, **keywords):
         saved = save(*arguments, **keywords)
         limit = (directory / "metrics.jsonl").stat().st_size + 40 if room is None else room
+        jax.config.update(
+            "jax_persistent_cache_min_compile_time_secs", 1e9
+        )  # nothing cut short for other tests to find
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
         return saved
 
@@ -56,6 +60,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, directory: Path, room: int | None
             yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", fastest)
         signal.signal(signal.SIGXFSZ, handler)
 
 
