@@ -1,7 +1,22 @@
 """Agents: frozen configurations whose `build` gives pure functions over an immutable state."""
 
 from .dqn import DQN, DQNState
+from .drm import DrM, DrMState
+from .drqv2 import DrQv2, DrQv2State
 from .learner import Agent, Batch, Learner, Spec
 from .sac import SAC, SACState
 
-__all__ = ["DQN", "SAC", "Agent", "Batch", "DQNState", "Learner", "SACState", "Spec"]
+__all__ = [
+    "DQN",
+    "SAC",
+    "Agent",
+    "Batch",
+    "DQNState",
+    "DrM",
+    "DrMState",
+    "DrQv2",
+    "DrQv2State",
+    "Learner",
+    "SACState",
+    "Spec",
+]
