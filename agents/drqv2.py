@@ -176,12 +176,12 @@ class Critic(nn.Module):
         heads = nn.vmap(Value, in_axes=None, variable_axes={"params": 0}, split_rngs={"params": True}, axis_size=HEADS)(
             self.hidden, name="heads"
         )
-        return cast(jax.Array, heads(x))
+        return heads(x)
 
 
 def standard_deviation(config: DrQv2, agent_step: jax.Array | int | None) -> jax.Array:
     """Of the noise on actions after `agent_step` agent steps: linear from step 0 (the warm-up counts); None is its end."""
-    progress = 1.0 if agent_step is None else jnp.clip(agent_step / config.std_steps, 0, 1)
+    progress = jnp.ones(()) if agent_step is None else jnp.clip(agent_step / config.std_steps, 0, 1)
     return config.std_start + progress * (config.std_end - config.std_start)
 
 
@@ -340,11 +340,11 @@ class Algorithm:
 
     def view(self, state: Any, batch: Batch, key: jax.Array) -> View:
         """One shift for an observation, another for the next. They are encoded apart: only one is differentiated."""
-        shifted = batch.observation, batch.next_observation
+        observation_key, next_key = jax.random.split(key)
+        observation, next_observation = batch.observation, batch.next_observation
         if self.config.random_shift:
-            keys = jax.random.split(key)
-            shifted = tuple(random_shift(k, x, self.config.random_shift) for k, x in zip(keys, shifted, strict=True))
-        observation, next_observation = shifted
+            observation = random_shift(observation_key, observation, self.config.random_shift)
+            next_observation = random_shift(next_key, next_observation, self.config.random_shift)
         features, backward = jax.vjp(lambda params: self.apply("encoder", params, observation), state.encoder.params)
         return View(batch, observation, features, self.encode(state, next_observation), backward)
 

@@ -74,8 +74,8 @@ class _PixelEnv:
         self._camera = CAMERAS.get(domain, 0)
         self._envs = [_suite().load(domain, task) for _ in range(num_envs)]
         action = self._envs[0].action_spec()
-        bounds = (np.broadcast_to(bound, action.shape).astype(np.float32) for bound in (action.minimum, action.maximum))
-        self._actions = Actions(env_id, spaces.Box(*bounds, dtype=np.float32))
+        low, high = (np.broadcast_to(bound, action.shape) for bound in (action.minimum, action.maximum))
+        self._actions = Actions(env_id, spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32))
         self._elapsed = np.zeros(num_envs, np.int64)  # agent steps of the running episodes
         limit = MAX_FRAMES // ACTION_REPEAT
         self.spec = EnvSpec(
@@ -128,8 +128,8 @@ class _PixelEnv:
         observation = final_observation
         if ended.any():
             observation = final_observation.copy()
-            for index in ended.nonzero()[0]:
-                observation[index] = self._first(index)
+            for ending in ended.nonzero()[0]:
+                observation[ending] = self._first(int(ending))
         self._observation = observation
         return Step(observation, reward, terminated, ended & ~terminated, final_observation, ended)
 
