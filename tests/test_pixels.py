@@ -82,6 +82,49 @@ def test_the_frame_is_dm_controls_and_the_action_is_repeated():
     env.close()
 
 
+# In a process of its own, which EnvPool ends where there is no OpenGL.
+ENVPOOL = """
+import numpy as np
+import mujoco.egl
+
+context = mujoco.egl.GLContext(84, 84)
+context.make_current()
+import envpool
+from dm_control import suite
+
+options = {"env_type": "gymnasium", "num_envs": 1, "seed": 3}
+drawing = {"from_pixels": True, "render_width": 84, "render_height": 84, "render_camera_id": 0}
+vectors, images = envpool.make("CartpoleSwingup-v1", **options), envpool.make("CartpoleSwingup-v1", **options, **drawing)
+state, theirs = vectors.reset()[0], images.reset()[0]
+env = suite.load("cartpole", "swingup")
+env.reset()
+for _ in range(5):
+    (x, cosine, sine), velocity = state["position"][0], state["velocity"][0]
+    with env.physics.reset_context():
+        env.physics.data.qpos[:] = x, np.arctan2(sine, cosine)
+        env.physics.data.qvel[:] = velocity
+    ours = env.physics.render(84, 84, camera_id=0).astype(int)
+    difference = np.abs(ours - theirs[0].transpose(1, 2, 0))
+    print(difference.mean(), difference.max(), ours.std())
+    state, theirs = vectors.step(np.array([[0.9]]))[0], images.step(np.array([[0.9]]))[0]
+"""
+
+
+@draws
+@pytest.mark.slow
+def test_envpools_own_pixels_are_nearly_the_same(tmp_path):
+    """Of 255 levels; where it cannot draw, its process ends and there is nothing to compare."""
+    environment = os.environ | {"MUJOCO_GL": "egl"}
+    command = [sys.executable, "-P", "-c", ENVPOOL]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    if done.returncode < 0:
+        pytest.skip("EnvPool cannot draw here: its process ended")
+    assert done.returncode == 0, done.stderr
+    means, largest, spreads = np.array([line.split() for line in done.stdout.splitlines()], float).T
+    assert len(means) == 5 and spreads.min() > 10
+    assert means.max() < 1 and largest.max() < 16
+
+
 @draws
 def test_a_thousand_frames_are_truncated_and_the_last_observation_is_kept():
     env = make("dmc-pixels/point_mass-easy", num_envs=2)
