@@ -301,7 +301,7 @@ class Algorithm:
         return self.apply("critic", state.critic.target_params, next_features, action).min(axis=0)
 
     def critic_loss(self, q_tm1: jax.Array, batch: Batch, v_t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Sum over the heads of the mean squared error, and the errors; both [HEADS, B]."""
+        """Sum over the heads of the mean squared error, (), and the errors, [HEADS, B]."""
         errors = jax.vmap(td_error, in_axes=(1, 0, 0, 0), out_axes=1)
         error = errors(q_tm1, batch.reward, batch.discount, v_t)
         return jnp.sum(jnp.mean(batch.weight[None] * jnp.square(error), axis=1)), error

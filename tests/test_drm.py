@@ -178,7 +178,7 @@ def perturbing():
     return acting, jax.jit(acting.update)
 
 
-@pytest.mark.parametrize(("beta", "keep"), [(0.0, 1.0), (0.1, 0.8), (0.3, 0.4), (0.9, 0.2)])
+@pytest.mark.parametrize(("beta", "keep"), [(0.0, 1.0), (0.3, 0.4), (0.9, 0.2)])
 def test_c3_perturbation_mixes_linear_layers_and_forgets_all_moments(beta, keep):
     acting, perturb = perturbing()
     _, state, update = small()

@@ -274,6 +274,7 @@ def test_b7_nothing_of_the_actor_loss_reaches_the_encoder():
     assert min(jax.tree.leaves(moved)) > 0
 
 
+@pytest.mark.slow
 def test_it_learns_to_answer_brightness_with_an_action():
     """Reward -(a - target)^2 with one action, target in [-0.8, 0.8] the brightness of the image."""
     config = replace(SMALL, channels=8, hidden=(64, 64), features=16, learning_rate=1e-3, std_start=0.3, batch_size=64)
@@ -302,6 +303,7 @@ def test_it_learns_to_answer_brightness_with_an_action():
 # Interventions and diagnostics
 
 
+@pytest.mark.slow
 def test_diagnostics_see_every_network():
     agent = SMALL.build(Spec())
     state = agent.init(KEY)
@@ -319,12 +321,11 @@ def test_diagnostics_see_every_network():
     ("intervention", "name"),
     [
         (redo(tau=0.9, period=1), "critic"),
-        (redo(tau=0.9, period=1), "encoder"),
-        (reset(period=1, layers=("head",)), "actor"),
+        pytest.param(redo(tau=0.9, period=1), "encoder", marks=pytest.mark.slow),
+        pytest.param(reset(period=1, layers=("head",)), "actor", marks=pytest.mark.slow),
         (dormancy_perturb(period=1, of="actor"), "critic"),
-        (plasticity_injection(step=1, layers=("heads",)), "critic"),
+        pytest.param(plasticity_injection(step=1, layers=("heads",)), "critic", marks=pytest.mark.slow),
     ],
-    ids=["redo", "redo-encoder", "reset", "dormancy_perturb", "plasticity_injection"],
 )
 def test_interventions_reach_its_learners(intervention, name):
     intervention = intervention._replace(learners=(name,))
