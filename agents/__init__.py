@@ -2,7 +2,25 @@
 
 from .ace import ACE, ACEState
 from .dqn import DQN, DQNState
+from .drm import DrM, DrMState
+from .drqv2 import DrQv2, DrQv2State
 from .learner import Agent, Batch, Learner, Refit, Spec
 from .sac import SAC, SACState
 
-__all__ = ["ACE", "DQN", "SAC", "ACEState", "Agent", "Batch", "DQNState", "Learner", "Refit", "SACState", "Spec"]
+__all__ = [
+    "ACE",
+    "DQN",
+    "SAC",
+    "ACEState",
+    "Agent",
+    "Batch",
+    "DQNState",
+    "DrM",
+    "DrMState",
+    "DrQv2",
+    "DrQv2State",
+    "Learner",
+    "Refit",
+    "SACState",
+    "Spec",
+]

@@ -53,6 +53,7 @@ class Network(NamedTuple):
     inputs(batch) -> what `apply` is given for these transitions, without augmentation.
     loss(outputs, state, batch, key) -> (): what the learner descends; `state` is the agent's.
     values(outputs) -> estimates of returns; None where the outputs are none.
+    encode(state, batch) -> the batch as `inputs` wants it where another of the agent's networks comes before this one.
     """
 
     init: Callable[[jax.Array], PyTree]
@@ -60,6 +61,11 @@ class Network(NamedTuple):
     inputs: Callable[["Batch"], tuple[Any, ...]]
     loss: Callable[[Any, Any, "Batch", jax.Array], jax.Array]
     values: Callable[[Any], jax.Array] | None = None
+    encode: Callable[[Any, "Batch"], "Batch"] | None = None
+
+    def inputs_in(self, state: Any, batch: "Batch") -> tuple[Any, ...]:
+        """What `apply` is given for these transitions by an agent in this state."""
+        return self.inputs(batch if self.encode is None else self.encode(state, batch))
 
 
 # Given the name of a learner, its network and its optimiser: those that the agent is built with.
@@ -97,6 +103,9 @@ class Agent(NamedTuple):
         example's error, which samplers without priorities ignore.
     networks: of each of the state's learners, under the name of its field.
     refit: what is fitted on the host meanwhile, if anything.
+
+    Where a schedule in agent steps reaches into `update`, the state has a field `agent_step`: whoever steps the
+    environments sets it, as the run does.
     """
 
     init: Callable[[jax.Array], PyTree]

@@ -62,12 +62,15 @@ def gradient_scores(graph: LayerGraph, gradients: PyTree) -> Units:
     """Norm of the gradient of each unit's incoming weights over its layer's mean; Ji et al. (2024), definition 3.8.
 
     gradients: of the loss of a batch, with the structure of the parameters; biases are left out, as in their code. Output
-    layers are included: their kernels must be dense, [..., inputs, units]; ValueError names one that is none.
+    layers are included: their kernels must be [inputs, units] or [height, width, inputs, units], behind the members of an
+    ensemble if there are any; ValueError names one that is neither.
     """
     leaves = named_leaves(gradients)
     squares = {name: jnp.square(leaf) for name, leaf in leaves.items()}
     totals = {layer.name: _totals(layer, layer.incoming, squares) for layer in graph.layers}
-    totals |= {name: squares[_dense_kernel(name, leaves)].sum(axis=-2) for name in graph.heads}
+    for name in graph.heads:
+        kernel = squares[_kernel(name, leaves)]
+        totals[name] = kernel.sum(axis=-2 if kernel.ndim < 4 else (-4, -3, -2))
     return {name: _relative(jnp.sqrt(total), 0.0) for name, total in totals.items()}
 
 
@@ -243,11 +246,11 @@ def _totals(layer: Layer, owners: Owners, leaves: Mapping[str, jax.Array]) -> ja
     return total[:-1].reshape(layer.shape)
 
 
-def _dense_kernel(name: str, leaves: Mapping[str, jax.Array]) -> str:
+def _kernel(name: str, leaves: Mapping[str, jax.Array]) -> str:
     """The leaf that is the kernel of an output layer."""
     short = {path: path.removeprefix("params/") for path in leaves}
     own = [path for path in leaves if name in (short[path], short[path].rpartition("/")[0])]
     kernel = max(own, key=lambda path: leaves[path].ndim, default="")
-    if kernel and leaves[kernel].ndim in (2, 3):
+    if kernel and leaves[kernel].ndim in (2, 3, 4, 5):
         return kernel
-    raise ValueError(f"the output layer {name} has no dense kernel")
+    raise ValueError(f"the output layer {name} has no kernel of a dense layer or a convolution")

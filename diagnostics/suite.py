@@ -44,6 +44,7 @@ class Probe:
     loss: Callable[[Any], jax.Array] | None = None  # of the outputs -> (); for gradients
     initial_params: PyTree = None  # those that training began with
     key: jax.Array | None = None
+    layers: tuple[str, ...] = ()  # names of layers, or of modules that hold them, to which activations are confined
 
     @cached_property
     def graph(self) -> LayerGraph:
@@ -51,16 +52,22 @@ class Probe:
 
     @cached_property
     def activations(self) -> dict[str, jax.Array]:
-        """ValueError where the network has no hidden layer."""
-        if not self.graph.layers:
+        """ValueError where the network has no hidden layer, or none of a name in `layers`."""
+        known = [layer.name for layer in self.graph.layers]
+        if not known:
             raise ValueError("the network has no hidden layer to look at")
-        return self.graph.activations(self.params, *self.inputs)
+        for name in self.layers:
+            if not any(within(layer, name) for layer in known):
+                raise ValueError(f"no hidden layer is in {name}: there are {', '.join(known)}")
+        values = self.graph.activations(self.params, *self.inputs)
+        chosen = [layer for layer in known if not self.layers or any(within(layer, name) for name in self.layers)]
+        return {layer: values[layer] for layer in chosen}
 
     @cached_property
     def features(self) -> jax.Array:
         """Activations of the hidden layer that is computed last, [n, d] or [members, n, d]."""
         activations = self.activations
-        return feature_matrix(activations, self.graph, self.graph.layers[-1].name)
+        return feature_matrix(activations, self.graph, list(activations)[-1])
 
     @cached_property
     def spectrum(self) -> jax.Array:
@@ -78,6 +85,11 @@ class Probe:
     @cached_property
     def activation_gradients(self) -> dict[str, jax.Array]:
         return activation_gradients(self.graph, self.loss, self.params, *self.inputs)
+
+
+def within(layer: str, module: str) -> bool:
+    """Whether a layer is of that name or in a module of it."""
+    return layer == module or layer.startswith(module + "/")
 
 
 class Diagnostic(NamedTuple):
@@ -111,7 +123,7 @@ def _rank(probe: Probe, rank: Callable[[jax.Array], jax.Array]) -> jax.Array:
 
 def _feature_norm(probe: Probe) -> jax.Array:
     activations = probe.activations
-    last = probe.graph.layers[-1].name
+    last = list(activations)[-1]
     return feature_norm({last: activations[last]}, probe.graph)[last]
 
 

@@ -51,8 +51,7 @@ def capture(environments: Sequence[gymnasium.Env[Any, Any]]) -> dict[str, NDArra
             except UnknownStateError as error:
                 raise UnknownStateError(f"{type(layer).__name__}: {error}") from None
         structure.append(layers)
-    text = json.dumps(structure).encode()
-    return {"structure": np.frombuffer(text, np.uint8), "data": np.frombuffer(bytes(data), np.uint8)}
+    return _as_arrays(structure, data)
 
 
 def restore(environments: Sequence[gymnasium.Env[Any, Any]], captured: dict[str, NDArray[np.uint8]]) -> None:
@@ -65,6 +64,22 @@ def restore(environments: Sequence[gymnasium.Env[Any, Any]], captured: dict[str,
                 delattr(layer, name)
             for name, node in nodes.items():
                 setattr(layer, name, _decode(node, data, getattr(layer, name, None)))
+
+
+def pack(value: Any) -> dict[str, NDArray[np.uint8]]:
+    """As `capture`, of anything that it can read."""
+    data = bytearray()
+    return _as_arrays(_encode(value, data), data)
+
+
+def unpack(packed: dict[str, NDArray[np.uint8]], current: Any) -> Any:
+    """What was packed; generators, MuJoCo's and ALE's states are set inside `current`, which was made like it."""
+    return _decode(json.loads(packed["structure"].tobytes()), packed["data"].tobytes(), current)
+
+
+def _as_arrays(structure: Any, data: bytearray) -> dict[str, NDArray[np.uint8]]:
+    text = json.dumps(structure).encode()
+    return {"structure": np.frombuffer(text, np.uint8), "data": np.frombuffer(bytes(data), np.uint8)}
 
 
 def _layers(environment: gymnasium.Env[Any, Any]) -> list[gymnasium.Env[Any, Any]]:
@@ -103,9 +118,13 @@ def _encode(value: Any, data: bytearray) -> Any:
     if isinstance(value, np.random.Generator):
         bits = value.bit_generator
         return ["generator", type(bits).__name__, _encode(bits.state, data)]
+    if isinstance(value, np.random.RandomState):
+        return ["random_state", _encode(value.get_state(legacy=False), data)]
     match type(value).__name__:
         case "MjModel":
-            return ["model", {name: _stored(array, data) for name, array in _plain_arrays(value).items()}]
+            arrays = _plain_arrays(value)
+            arrays.pop("tex_data", None)  # pictures: megabytes that nothing changes
+            return ["model", {name: _stored(array, data) for name, array in arrays.items()}]
         case "MjData":
             return ["mujoco", {name: _stored(array, data) for name, array in _mujoco_arrays(value).items()}]
         case "ALEInterface":
@@ -137,6 +156,9 @@ def _decode(node: Any, data: bytes, current: Any) -> Any:
                 kinds = {kind.__name__: kind for kind in np.random.BitGenerator.__subclasses__()}
                 current = np.random.Generator(kinds[bits]())
             current.bit_generator.state = _decode(state, data, None)
+            return current
+        case ["random_state", state]:
+            current.set_state(_decode(state, data, None))
             return current
         case ["enum", name]:
             return type(current)[name]

@@ -12,6 +12,7 @@ BACKENDS = {
     "atari": ("envpool_", "envpool"),
     "mujoco": ("envpool_", "envpool"),
     "dmc": ("envpool_", "envpool"),
+    "dmc-pixels": ("dmcontrol_", "dm-control"),
     "metaworld": ("envpool_", "envpool"),
     "minatar": ("gymnax_", "gymnax"),
     "gym": ("gymnasium_", "gymnasium"),
@@ -29,7 +30,8 @@ def make(
 ) -> Env:
     """`num_envs` environments stepped together, to be `reset` before anything else.
 
-    env_id: atari/Breakout, mujoco/HalfCheetah-v5, dmc/walker-run, metaworld/hammer, minatar/Breakout or gym/ANY-ID.
+    env_id: atari/Breakout, mujoco/HalfCheetah-v5, dmc/walker-run, dmc-pixels/walker-run, metaworld/hammer,
+        minatar/Breakout or gym/ANY-ID.
     seed: what `reset()` starts from when called without one.
     protocol: a name of `ATARI_PROTOCOLS`, for atari/* alone; `dopamine` if None.
     training: False for evaluation, where a lost life never ends an episode.

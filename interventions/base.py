@@ -70,10 +70,10 @@ class Context:
         assert apply is not None
         return jax.grad(lambda params: self.loss(apply(params, *self.inputs)))(params)
 
-    def measure(self, params: PyTree, name: str) -> jax.Array:
-        """One of MEASURABLE, of the network on the inputs; () float32."""
+    def measure(self, params: PyTree, name: str, layers: tuple[str, ...] = ()) -> jax.Array:
+        """One of MEASURABLE, of the network on the inputs, or of `layers` of it (see `Probe`); () float32."""
         assert self.network.apply is not None
-        probe = Probe(self.network.apply, params, self.inputs, self.loss, key=self.stream(name))
+        probe = Probe(self.network.apply, params, self.inputs, self.loss, key=self.stream(name), layers=layers)
         return measure(probe, (name,))[name]
 
     def stream(self, name: str) -> jax.Array:

@@ -15,7 +15,7 @@ from .surgery import Count, edit
 
 Forget = Literal["edited", "all", "none"]
 MixedTarget = Literal["keep", "edit", "own", "copy"]
-Measure = Literal["gradient", "activation"]
+Measure = Literal["gradient", "activation", "state"]
 Entries = Literal["dense", "all"]
 
 
@@ -85,11 +85,12 @@ def dormancy_perturb(
 
     Defaults are ACE's (Ji et al., 2024, arXiv 2402.14528) but for `of`: with of=actor every learner is perturbed by its
     policy's dormancy. In the paper high is 1, in its code 0.9: a tenth of every weight is replaced whatever the dormancy.
-    DrM (Xu et al., 2024, arXiv 2310.19668): measure=activation,tau=0.025,k=2,high=1,of=actor; high is 0.9 or 0.6 for
-    hard tasks, its period is 100,000 agent steps.
+    DrM (Xu et al., 2024, arXiv 2310.19668), whose agent knows its dormancy: measure=state,k=2,high=1,period=50000, which are
+    its 100,000 agent steps; high is 0.9 or 0.6 for hard tasks. Of other agents measure=activation,tau=0.025,of=actor.
 
     measure: gradient, the norms of the loss's gradients by the units' weights, output layers included; activation, E|h|
-        of the hidden units as they are read and of every output [B, ..., units] of the network.
+        of the hidden units as they are read and of every output [B, ..., units] of the network; state, the `dormancy` that
+        the agent's state carries, where tau, strict and of do not count.
     tau, strict: a unit is dormant at, or if strict below, tau of its layer's mean. k: dimensionless.
     of: the learner whose dormancy on the same transitions it is; None: each its own.
     entries: dense, kernels and biases of dense layers, the heads' too; convolutions and norms stay. all: every entry.
@@ -101,8 +102,12 @@ def dormancy_perturb(
     require(0 <= low <= high <= 1, f"low and high must be ordered in [0, 1], not {low} and {high}")
 
     def update(learner: Learner, state: PyTree, context: Context) -> tuple[Learner, PyTree, Info]:
-        measured, params = (context, learner.params) if of in (None, context.learner) else other(context, str(of))
-        dormancy = dormancy_of(measured, params, measure, tau, strict)
+        if measure == "state":
+            require(hasattr(context.state, "dormancy"), "measure=state needs an agent whose state has a dormancy: drm")
+            dormancy = context.state.dormancy
+        else:
+            measured, params = (context, learner.params) if of in (None, context.learner) else other(context, str(of))
+            dormancy = dormancy_of(measured, params, measure, tau, strict)
         keep = jnp.clip(1 - k * dormancy, low, high)
         mask = dense_mask(learner.params) if entries == "dense" else jax.tree.map(lambda leaf: True, learner.params)
         key = context.stream("dormancy_perturb")
@@ -117,7 +122,9 @@ def other(context: Context, name: str) -> tuple[Context, PyTree]:
     having = [learner for learner, network in context.networks.items() if network.apply is not None]
     require(name in having, f"of must be one of {', '.join(having) or 'no others'}, not {name}")
     network = context.networks[name]
-    seen = dataclasses.replace(context, learner=name, network=network, inputs=network.inputs(context.batch))
+    seen = dataclasses.replace(
+        context, learner=name, network=network, inputs=network.inputs_in(context.state, context.batch)
+    )
     return seen, getattr(context.state, name).params
 
 

@@ -25,6 +25,7 @@ def adaptive_replay_ratio(
     window: int = 500,
     tolerance: float = 0.001,
     diagnostic: str = "fau",
+    layers: tuple[str, ...] = (),
 ) -> Intervention:
     """Adaptive RR (Ma et al., 2024, arXiv 2310.07418): a low replay ratio until the critic's plasticity has recovered.
 
@@ -35,7 +36,8 @@ def adaptive_replay_ratio(
     Defaults are the code's for DeepMind Control, where an episode has 500 agent steps and every 50th is the window. There the
     unit is the episode; here it is the agent step, which holds for episodes of any length and any number of environments.
     The diagnostic is read off the batch just learnt from, after that gradient step (there: before it), of the critic;
-    learner=NAME reads another network. It costs a forward pass at the gradient steps of the window, nothing at others.
+    learner=NAME reads another network. layers: names of its layers, or of modules, that are looked at; all if none. Theirs are
+    those with ReLU: of DrQ-v2's critic layers=heads. Which of a Q-network's the paper does not say. It costs a forward pass at the gradient steps of the window, nothing at others.
     """
     require(low > 0 and high > 0, f"low and high must be positive, not {low} and {high}")
     require(every > window > 0, f"window must lie in (0, every = {every}), not {window}")
@@ -52,7 +54,7 @@ def adaptive_replay_ratio(
         first = jnp.asarray(context.gradient_step) == 1
 
         def look(state: Plateau) -> Plateau:
-            value = context.measure(learner.params, diagnostic)
+            value = context.measure(learner.params, diagnostic, layers)
             in_window = inside.astype(jnp.int32)
             return state.replace(
                 previous=jnp.where(first, value, state.previous),

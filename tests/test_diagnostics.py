@@ -214,15 +214,16 @@ def test_gradient_scores_of_ensembles_and_convolutions():
     assert_allclose(gradient_scores(graph, gradients)["conv"], norms / norms.mean(), rtol=1e-5)
 
 
-def test_output_layer_without_dense_kernel():
+def test_gradient_scores_of_a_convolution_that_makes_the_output():
     class Pixels(nn.Module):
         @nn.compact
         def __call__(self, x):
             return nn.Conv(2, (1, 1), name="head")(nn.relu(nn.Conv(3, (3, 3), name="conv")(x)))
 
     params, graph = drawn(Pixels(), normal(2, 4, 4, 1))
-    with pytest.raises(ValueError, match=r"^the output layer head has no dense kernel$"):
-        gradient_scores(graph, params)
+    gradients = jax.tree.map(lambda p: normal(*p.shape, seed=p.size), params)
+    norms = np.sqrt(np.square(gradients["params"]["head"]["kernel"]).sum((0, 1, 2)))
+    assert_allclose(gradient_scores(graph, gradients)["head"], norms / norms.mean(), rtol=1e-5)
 
 
 def test_names_say_the_definition():

@@ -187,7 +187,7 @@ def test_learning_hands_on_weights_and_keys_and_sums_by_name(on_nan: str) -> Non
         before = np.array(totals.sums)
         weight = jnp.array([1.0, 2.0, 3.0])
         state, totals, priorities = compiled.learn(
-            state, totals, columns_of(observation), weight, np.int32(gradient_step)
+            state, totals, columns_of(observation), weight, np.int32(gradient_step), np.int32(0)
         )
         draws.append(float(totals.sums[0] - before[0]))
         bad = on_nan == "skip" and not np.isfinite(observation)

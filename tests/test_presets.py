@@ -106,9 +106,41 @@ SOURCES |= {
     | {"warmup": 10_000, "target_update_interval": 2, "separate_heads": True, "n_step": 1, "layer_norm": False}
     | {"causal_every": 10_000, "causal_rows": 10_000, "causal_temperature": 1.0, "causal_sign": "signed"},
     "redo_sac": SOURCES["sac_mujoco"] | {"initialiser": "xavier", "reward_scale": 0.1, "warmup": 10_000},
+    "arr_drq": DRQ_EPS,
     "reset_sac": SOURCES["sac_mujoco"] | {"replay_ratio": 32.0, "entropy_per_action": -0.5},
 }
 SOURCES["ace_small"] = SOURCES["ace_mujoco"] | {"batch_size": 256, "hidden": (256, 256), "activation": "elu+relu"}
+
+# drqv2: cfgs/config.yaml and cfgs/task/*.yaml; in agent steps, each 2 frames. drm has the same for medium tasks.
+DRQV2 = {
+    "gamma": 0.99,
+    "n_step": 3,
+    "batch_size": 256,
+    "learning_rate": 1e-4,
+    "tau": 0.01,
+    "features": 50,
+    "channels": 32,
+    "hidden": (1024, 1024),
+    "std_start": 1.0,
+    "std_end": 0.1,
+    "std_steps": 500_000,
+    "std_clip": 0.3,
+    "random_shift": 4,
+    "warmup": 2_000,
+    "replay_ratio": 0.5,
+    "capacity": 1_000_000,
+}
+SOURCES |= {
+    "drqv2_easy": DRQV2 | {"std_steps": 100_000},
+    "drqv2_medium": DRQV2,
+    "drqv2_hard": DRQV2 | {"std_steps": 2_000_000, "learning_rate": 8e-5, "features": 100},
+    "drqv2_walker": DRQV2 | {"n_step": 1, "batch_size": 512},
+    "drqv2_quadruped": DRQV2 | {"capacity": 100_000},
+    "arr_drqv2": DRQV2,
+    "drm_dmc": DRQV2
+    | {"dormant_tau": 0.025, "awake_below": 0.2, "noise_temperature": 0.1, "trust_temperature": 0.02}
+    | {"trust": 0.6, "expectile": 0.9},
+}
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -136,6 +168,14 @@ RUNS = {  # protocol, agent steps, replay
     "redo_sac": (None, 1_000_000, "uniform"),
     "reset_sac": (None, 2_000_000, "uniform"),
     "reset_drq": ("atari100k", 100_000, "uniform"),
+    "arr_drq": ("atari100k", 100_000, "uniform"),
+    "drqv2_easy": (None, 1_100_000 // 2, "uniform"),
+    "drqv2_medium": (None, 3_100_000 // 2, "uniform"),
+    "drqv2_hard": (None, 30_100_000 // 2, "uniform"),
+    "drqv2_walker": (None, 3_100_000 // 2, "uniform"),
+    "drqv2_quadruped": (None, 3_100_000 // 2, "uniform"),
+    "arr_drqv2": (None, 2_000_000 // 2, "uniform"),
+    "drm_dmc": (None, 3_100_000 // 2, "uniform"),
 }
 CODE = "init=paper,count=paper,forget_bias=false"
 INTERVENTIONS = {
@@ -147,6 +187,9 @@ INTERVENTIONS = {
     "redo_sac": (f"redo:tau=0.0,period=200000,{CODE}",),
     "reset_sac": (f"reset:period={200_000 * 32}",),
     "reset_drq": ("reset:period=20000,layers=value+advantage,stop=100000",),
+    "arr_drq": ("adaptive_replay_ratio:every=2000",),
+    "arr_drqv2": ("adaptive_replay_ratio:layers=heads",),
+    "drm_dmc": (f"dormancy_perturb:measure=state,k=2.0,high=1.0,period={100_000 // 2}",),
 }
 
 

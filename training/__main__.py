@@ -25,8 +25,8 @@ resprout: deep reinforcement learning that keeps learning
   resprout list agents|envs|interventions|replays|diagnostics|presets|suites     what there is, a line each
   resprout --version
 
-AGENT is ace, dqn or sac. ENV is atari/Breakout, mujoco/HalfCheetah-v5, dmc/walker-run, metaworld/hammer,
-minatar/Breakout or gym/ANY-GYMNASIUM-ID.
+AGENT is dqn, sac, ace, drqv2 or drm. ENV is atari/Breakout, mujoco/HalfCheetah-v5, dmc/walker-run,
+dmc-pixels/walker-run, metaworld/hammer, minatar/Breakout or gym/ANY-GYMNASIUM-ID.
 
   resprout train sac --env mujoco/HalfCheetah-v5 --steps 100000
   resprout train dqn --env atari/Boxing --preset drq_eps

@@ -132,8 +132,15 @@ def compile_functions(
         return sampler.sample(state, experiment.agent.batch_size)
 
     def learn(
-        state: PyTree, totals: Totals, columns: dict[str, jax.Array], weight: jax.Array, gradient_step: jax.Array
+        state: PyTree,
+        totals: Totals,
+        columns: dict[str, jax.Array],
+        weight: jax.Array,
+        gradient_step: jax.Array,
+        agent_step: jax.Array,
     ) -> tuple[PyTree, Totals, jax.Array]:
+        if hasattr(state, "agent_step"):
+            state = state.replace(agent_step=agent_step)
         batch = Batch(**decode(columns, spec.frame_stack), weight=weight)
         key = jax.random.fold_in(keys["agent"], gradient_step)
         new_state, metrics, priorities = agent.update(state, batch, key)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Generic, Literal, Protocol
 from typing_extensions import TypeVar
 from tyro.conf import UseAppendAction, arg
 
-from ..agents import ACE, DQN, SAC
+from ..agents import ACE, DQN, SAC, DrM, DrQv2
 from ..agents.learner import Agent, Spec
 from ..interventions import Intervention
 from ..replay import Sampler, masked, prioritized, reshuffled, uniform, without_replacement
@@ -41,7 +41,7 @@ class AgentConfig(Protocol):
     def build(self, spec: Spec) -> Agent: ...
 
 
-AGENTS: dict[str, type[Any]] = {"ace": ACE, "dqn": DQN, "sac": SAC}
+AGENTS: dict[str, type[Any]] = {"dqn": DQN, "sac": SAC, "ace": ACE, "drqv2": DrQv2, "drm": DrM}
 REPLAYS = {
     "uniform": uniform,
     "without_replacement": without_replacement,
@@ -66,7 +66,7 @@ class Experiment(Generic[A]):
     agent: A
     """the agent and its settings"""
     env: str
-    """atari/Breakout, mujoco/HalfCheetah-v5, dmc/walker-run, metaworld/hammer, minatar/Breakout or gym/ANY-ID"""
+    """atari/Breakout, mujoco/HalfCheetah-v5, dmc/walker-run, dmc-pixels/walker-run, metaworld/hammer, minatar/Breakout or gym/ANY-ID"""
     steps: int = 1_000_000
     """agent steps (decisions) over all environments"""
     seed: int = 0

@@ -43,7 +43,8 @@ def learn_owed(t: Training, compiled: Compiled) -> None:
     while t.owed >= 1 and len(t.storage) > 0:
         t.sampler, slots, weight = compiled.sample(t.sampler)
         columns = gather_mixed((t.storage, *t.past), np.asarray(slots))
-        t.agent, t.totals, priorities = compiled.learn(t.agent, t.totals, columns, weight, np.int32(t.gradient_step))
+        steps = np.int32(t.gradient_step), np.int32(t.agent_step)
+        t.agent, t.totals, priorities = compiled.learn(t.agent, t.totals, columns, weight, *steps)
         t.sampler = compiled.prioritize(t.sampler, slots, priorities)
         t.gradient_step += 1
         t.owed -= 1

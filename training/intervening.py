@@ -136,7 +136,7 @@ class Acting:
                 gradient_step=gradient_step,
                 agent_step=agent_step,
                 network=network,
-                inputs=network.inputs(batch),
+                inputs=network.inputs_in(before, batch),
                 learner=name,
                 batch=batch,
                 state=before,  # what is measured of another learner is the same for all
@@ -186,10 +186,11 @@ def diagnose(
         apply = network.apply
         if apply is None:
             continue
-        learner, inputs = getattr(state, name), network.inputs(batch)
+        learner, inputs = getattr(state, name), network.inputs_in(state, batch)
         if network.values is not None:
             now, then = (
-                network.values(apply(params, *inputs)) for params in (learner.params, getattr(after, name).params)
+                network.values(apply(getattr(each, name).params, *network.inputs_in(each, batch)))
+                for each in (state, after)
             )
             values["value_churn"] = value_churn(now, then)
         probe = Probe(

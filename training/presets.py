@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..agents import ACE, DQN, SAC
+from ..agents import ACE, DQN, SAC, DrM, DrQv2
 from .experiment import AgentConfig
 
 
@@ -64,6 +64,10 @@ DRQ_EPS = DQN(
     warmup=1_600,
     replay_ratio=1.0,
 )
+
+# Of DeepMind Control from pixels, where an agent step has 2 frames: 3.1 million frames, evaluated every 10,000.
+PIXELS_RUN = {"steps": 1_550_000, "eval_every": 5_000}
+DRQV2_HARD = DrQv2(features=100, learning_rate=8e-5, std_steps=2_000_000)
 
 PRESETS: dict[str, Preset] = {
     "dqn_dopamine": Preset(
@@ -186,5 +190,52 @@ PRESETS: dict[str, Preset] = {
             "checkpoint_every": 25_000,
             "interventions": ("reset:period=20000,layers=value+advantage,stop=100000",),
         },
+    ),
+    "arr_drq": Preset(
+        DRQ_EPS,
+        "Ma et al. (2024), Adaptive RR 0.5 -> 2 on DrQ(eps), checked every 2,000 agent steps over all ReLU layers; window ours",
+        {
+            "protocol": "atari100k",
+            "steps": 100_000,
+            "eval_every": 0,
+            "eval_episodes": 100,
+            "checkpoint_every": 25_000,
+            "interventions": ("adaptive_replay_ratio:every=2000",),
+        },
+    ),
+    "drqv2_easy": Preset(
+        DrQv2(std_steps=100_000),
+        "Yarats et al. (2022), DrQ-v2's code: easy tasks of DeepMind Control, 1.1 million frames",
+        PIXELS_RUN | {"steps": 550_000},
+    ),
+    "drqv2_medium": Preset(
+        DrQv2(),
+        "Yarats et al. (2022), DrQ-v2's code: medium tasks, 3.1 million frames",
+        PIXELS_RUN,
+    ),
+    "drqv2_hard": Preset(
+        DRQV2_HARD,
+        "Yarats et al. (2022), DrQ-v2's code: humanoid, 30.1 million frames",
+        PIXELS_RUN | {"steps": 15_050_000},
+    ),
+    "drqv2_walker": Preset(
+        DrQv2(n_step=1, batch_size=512),
+        "Yarats et al. (2022), DrQ-v2's code: walker, one-step returns and batches of 512",
+        PIXELS_RUN,
+    ),
+    "drqv2_quadruped": Preset(
+        DrQv2(capacity=100_000),
+        "Yarats et al. (2022), DrQ-v2's code: quadruped, a replay of 100,000",
+        PIXELS_RUN,
+    ),
+    "arr_drqv2": Preset(
+        DrQv2(),
+        "Ma et al. (2024), Adaptive RR 0.5 -> 2 on DrQ-v2, 2 million frames; walker and quadruped: their presets' fields",
+        PIXELS_RUN | {"steps": 1_000_000, "interventions": ("adaptive_replay_ratio:layers=heads",)},
+    ),
+    "drm_dmc": Preset(
+        DrM(),
+        "Xu et al. (2024), DrM's code: medium tasks, 3.1 million frames; perturbed every 100,000 agent steps",
+        PIXELS_RUN | {"interventions": ("dormancy_perturb:measure=state,k=2.0,high=1.0,period=50000",)},
     ),
 }
