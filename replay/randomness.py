@@ -55,7 +55,8 @@ def stable_order(values: jax.Array, limit: int) -> jax.Array:
         return jnp.argsort(values, stable=True)
     # value and place in one word: to sort single words is several times faster than to sort by a key
     words = values.astype(jnp.uint32) << place_bits | jnp.arange(len(values), dtype=jnp.uint32)
-    return (jnp.sort(words) & jnp.uint32((1 << place_bits) - 1)).astype(jnp.int32)
+    places: jax.Array = jnp.sort(words) & jnp.uint32((1 << place_bits) - 1)
+    return places.astype(jnp.int32)
 
 
 def last_equal(values: jax.Array, limit: int) -> tuple[jax.Array, jax.Array]:
