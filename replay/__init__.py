@@ -4,12 +4,14 @@ from .mixture import Part, Source, gather_mixed, mixture
 from .past import Description, Episode, PastReplay, PastReplayError
 from .prioritized import prioritized
 from .reshuffled import reshuffled
+from .ring import DeviceStorage, Replay, Rings, RingState
 from .sampler import Sampler, SamplerState, no_priorities
 from .storage import Layout, Memory, Storage, available_memory, decode, memory
 from .uniform import uniform, without_replacement
 
 __all__ = [
     "Description",
+    "DeviceStorage",
     "Episode",
     "Layout",
     "Memory",
@@ -17,6 +19,9 @@ __all__ = [
     "Part",
     "PastReplay",
     "PastReplayError",
+    "Replay",
+    "RingState",
+    "Rings",
     "Sampler",
     "SamplerState",
     "Source",
