@@ -9,21 +9,30 @@ own; ours and the peer's come in pairs, so that a slow minute of the machine mee
 
 import argparse
 import csv
+import dataclasses
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from ..agents import DQN
+from ..envs import make
 from ..training import Experiment
+from ..training.device_loop import DeviceLoop
+from ..training.run import Run, make_rings, use_compilation_cache
+from ..training.seeds import train_seeds
 
 WARMUP = 100  # agent steps of random actions; few, for only the speed after them is measured
 CAPACITIES = (10_000, 100_000, 1_000_000)
@@ -31,7 +40,7 @@ SEEDS = (1, 2, 4, 8, 16)
 EPSILON = 0.05  # constant, as in peer_rejax.py: random actions are cheaper, so both sides must take equally many
 
 
-def experiment(env: str, capacity: int, steps: int, out: str) -> Experiment[DQN]:
+def experiment(env: str, capacity: int, steps: int, out: str) -> Experiment:
     agent = DQN(
         batch_size=32,
         replay_ratio=1.0,
@@ -46,16 +55,6 @@ def experiment(env: str, capacity: int, steps: int, out: str) -> Experiment[DQN]
 
 def vmapped(env: str, capacity: int, seeds: int, steps: int) -> dict[str, float]:
     """Speed of `steps` agent steps of each seed in one loop, after as many chunks as compile everything; in this process."""
-    import dataclasses
-    from contextlib import ExitStack
-
-    import jax
-    import numpy as np
-
-    from ..envs import make
-    from ..training.device_loop import DeviceLoop
-    from ..training.run import Run, make_rings, use_compilation_cache
-
     use_compilation_cache()
     steps_at_most = max(capacity, steps + 10 * WARMUP)  # so that the ring has its whole capacity
     common = experiment(env, capacity, steps_at_most, "none")
@@ -83,15 +82,11 @@ def vmapped(env: str, capacity: int, seeds: int, steps: int) -> dict[str, float]
 
 def processes(env: str, capacity: int, seeds: int, steps: int) -> dict[str, float]:
     """Speed of the same in processes of one core each: the sum of what each says of itself while all learn."""
-    from ..training.seeds import train_seeds
-
     with tempfile.TemporaryDirectory() as folder:
         out = train_seeds(
             experiment(env, capacity, steps, f"{folder}/runs"), range(seeds), mode="processes", quiet=True
         )
         summaries = [json.loads((out / f"s{seed}" / "summary.json").read_text()) for seed in range(seeds)]
-    import os
-
     at_once = min(seeds, len(os.sched_getaffinity(0)))
     return {"steps_per_second": at_once * statistics.mean(each["steps_per_second"] for each in summaries)}
 

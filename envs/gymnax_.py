@@ -69,14 +69,15 @@ def _compiled(task: str) -> _Task:
         key, step_key = jax.random.split(carry[0])
         observation, state, reward, terminated, truncated, info = env.step(step_key, carry[1], action, params)
         truncated = jnp.logical_and(truncated, jnp.logical_not(terminated))
-        return (key, state), Step(
-            observation=observation.astype(dtype),
-            reward=jnp.asarray(reward, jnp.float32).reshape(()),
-            terminated=terminated,
-            truncated=truncated,
-            final_observation=info["final_observation"].astype(dtype),
-            episode_over=jnp.logical_or(terminated, truncated),
-        )
+        values: dict[str, Any] = {
+            "observation": observation.astype(dtype),
+            "reward": jnp.asarray(reward, jnp.float32).reshape(()),
+            "terminated": terminated,
+            "truncated": truncated,
+            "final_observation": info["final_observation"].astype(dtype),
+            "episode_over": jnp.logical_or(terminated, truncated),
+        }
+        return (key, state), Step(**values)
 
     transition = jax.vmap(step)
     return _Task(env, params, dtype, jax.jit(jax.vmap(reset)), transition, jax.jit(transition))
@@ -135,14 +136,12 @@ class _GymnaxEnv:
 
     def reset(self, seed: int | None = None) -> NDArray[Any]:
         self.carry, observation = self._reset(self._keys(self._seed if seed is None else seed))
-        self._observation: Any = np.array(observation)
-        return self._observation
+        return self._observed(observation)
 
     def step(self, actions: NDArray[Any]) -> Step:
         chosen = self._actions(actions)
         self.carry, step = self._step(self.carry, chosen.astype(np.int32) if self.spec.discrete else chosen)
-        self._observation = np.array(step.observation)
-        return Step(self._observation, *(np.array(part) for part in step[1:]))
+        return Step(self._observed(step.observation), *(np.array(part) for part in step[1:]))
 
     def render(self) -> NDArray[np.uint8]:
         """The topmost channel of each cell, as a colour; 320x320 pixels."""
@@ -163,11 +162,16 @@ class _GymnaxEnv:
         leaves = [jax.device_put(snapshot[f"state_{i}"], self._device) for i in range(structure.num_leaves)]
         keys = jax.random.wrap_key_data(jax.device_put(snapshot["keys"], self._device))
         self.carry = keys, jax.tree.unflatten(structure, leaves)
-        self._observation = snapshot["observation"].copy()
-        return self._observation
+        return self._observed(snapshot["observation"])
 
     def close(self) -> None:
         """Nothing to free."""
+
+    def _observed(self, observation: Any) -> NDArray[Any]:
+        """A copy of the current observations, held for `render` and `snapshot`."""
+        copied: NDArray[Any] = np.array(observation)
+        self._observation: Any = copied
+        return copied
 
     def _keys(self, seed: int) -> jax.Array:
         keys: jax.Array = jax.device_put(jax.random.split(jax.random.key(seed), self.spec.num_envs), self._device)

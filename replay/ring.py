@@ -230,7 +230,7 @@ class DeviceStorage:
         """As `Storage.pending`."""
         state = self._own()
         windows = {name: getattr(state, name) for name in ("open", "observation", "action", "reward")}
-        arrays = {"first": self.first, "written": self.written, "running": True}
+        arrays: dict[str, Any] = {"first": self.first, "written": self.written, "running": True}
         arrays |= {"current": state.current, "length": state.length}
         arrays |= {f"window_{name}": values for name, values in windows.items()}
         return {name: np.asarray(values) for name, values in arrays.items()}
@@ -246,7 +246,8 @@ class DeviceStorage:
 
     def _own(self) -> RingState:
         """This seed's part but for its columns."""
-        return jax.tree.map(lambda leaf: leaf[self._seed], self._rings.state.replace(columns={}))
+        own: RingState = jax.tree.map(lambda leaf: leaf[self._seed], self._rings.state.replace(columns={}))
+        return own
 
     def _set(self, **values: jax.Array) -> None:
         state = self._rings.state

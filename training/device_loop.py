@@ -139,7 +139,8 @@ class DeviceLoop:
 
     def _counts(self) -> Counts:
         first = self.trainings[0]
-        return Counts(np.int32(first.agent_step), np.int32(first.gradient_step))
+        steps: Any = np.int32([first.agent_step, first.gradient_step])
+        return Counts(*steps)
 
     def _assemble(self) -> Carry:
         parts = [(env_of(t).carry, t.observation, t.agent, t.sampler) for t in self.trainings]
@@ -219,7 +220,8 @@ class DeviceLoop:
             )
             if not experiment.sync:
                 carry, counts = learn(carry, counts, updates[index])
-            env_carry, step = env.transition(carry.env, action)
+            env_carry, outcome = env.transition(carry.env, action)
+            step: Any = outcome  # of JAX arrays
             reward = (
                 step.reward if spec.reward_clip is None else jnp.clip(step.reward, -spec.reward_clip, spec.reward_clip)
             )
@@ -283,10 +285,16 @@ class DeviceLoop:
             return carry, counts
 
         def owed(carry: Carry, counts: Counts, number: jax.Array) -> tuple[Carry, Counts]:
-            ring = carry.ring  # only read here, so it is no part of what the loop hands on
-            carry, counts = jax.lax.fori_loop(
-                0, number, lambda _, state: learn(ring, *state), (carry.replace(ring=None), counts)
-            )
+            def step(_: jax.Array, state: tuple[RingState, Carry, Counts]) -> tuple[RingState, Carry, Counts]:
+                ring, carry, counts = state
+                carry, counts = learn(ring, carry, counts)
+                # The ring that is written next depends on what was read, or XLA, seeing no order between the two,
+                # would copy all of it.
+                ring, carry = jax.lax.optimization_barrier((ring, carry))
+                return ring, carry, counts
+
+            start = carry.ring, carry.replace(ring=None), counts
+            ring, carry, counts = jax.lax.fori_loop(0, number, step, start)
             return carry.replace(ring=ring), counts
 
         return owed

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..agents.learner import PyTree
 from ..envs import Env
-from ..replay import Replay, Source, gather_mixed
+from ..replay import Replay, Source, Storage, gather_mixed
 from .compiled import Compiled
 from .experiment import Experiment
 from .metrics import Episodes, Totals
@@ -54,6 +54,7 @@ def intervene(t: Training, compiled: Compiled, columns: dict[str, Any], weight: 
         if act.due(t.gradient_step):
             seen = columns, weight
             if act.draw is not None:
+                assert isinstance(t.storage, Storage)
                 first = t.storage.written - len(t.storage)
                 slots = act.draw(np.int32(first), np.int32(t.storage.written), np.int32(t.gradient_step))
                 seen = t.storage.look(np.asarray(slots)), np.ones(len(slots), np.float32)
@@ -76,6 +77,7 @@ def host_loop(
     the environments. Their batches see all transitions either way.
     """
     t, clip, warmup = training, training.env.spec.reward_clip, experiment.agent.warmup
+    assert isinstance(t.storage, Storage)
     while t.agent_step < experiment.steps:
         if t.agent_step < warmup:
             action = compiled.explore(np.int32(t.agent_step))

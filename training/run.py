@@ -572,6 +572,7 @@ class Run:
             return
         snapshot = self.env.snapshot()
         if snapshot is None:
+            assert isinstance(t.storage, Storage)
             t.sampler = self.compiled.remember(t.sampler, t.storage.end())
             t.episodes.abandon()
             self.restart_environments()
@@ -617,6 +618,7 @@ class Run:
             "digest": self.experiment.digest(),
         }
         if self.experiment.count_draws:
+            assert isinstance(t.storage, Storage)
             summary["lifetime_draws"] = draw_statistics(t.storage.lifetime_draws)
         checkpoint.write_atomically(
             self.directory / "summary.json", json.dumps({key: plain(value) for key, value in summary.items()}, indent=2)
