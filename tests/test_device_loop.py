@@ -183,10 +183,15 @@ def test_patches_are_a_convolution() -> None:
 
 CASES = {
     "dqn": ("gymnax/CartPole-v1", SMALL, {"num_envs": 2, "replay_ratio": 0.75}),
-    "minatar, reshuffled, surgery": (
-        "minatar/Breakout",
+    "dqn, reshuffled, surgery": (
+        "gymnax/CartPole-v1",
         dataclasses.replace(SMALL, n_step=3),
         {"replay": "reshuffled", "interventions": ("redo:tau=0.1,period=20,probe=16",), "sync": True, "steps": 250},
+    ),
+    "minatar, c51": (
+        "minatar/Breakout",
+        dataclasses.replace(SMALL, distribution="c51"),
+        {"interventions": ("redo:tau=0.1,period=20",), "steps": 250},
     ),
     "sac, prioritized, ratio 2": (
         "gymnax/Pendulum-v1",
@@ -199,7 +204,7 @@ CASES = {
         },
     ),
 }
-SLOW = {"sac, prioritized, ratio 2"}
+SLOW = {"minatar, c51", "sac, prioritized, ratio 2"}
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES])
@@ -238,9 +243,11 @@ def test_the_loop_is_chosen_by_the_environment(tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "run").exists()
 
 
-def test_a_resumed_run_equals_one_never_stopped(tmp_path: Path) -> None:
-    """Also where lines, checkpoints and the end cut the agent steps into other chunks; and `diagnose` reads what is left."""
-    changes = {"num_envs": 2, "diagnose_every": 150, "interventions": ("redo:tau=0.1,period=20,probe=16",)}
+@pytest.mark.parametrize("diagnose_every", [0, pytest.param(150, marks=pytest.mark.slow)])
+def test_a_resumed_run_equals_one_never_stopped(diagnose_every: int, tmp_path: Path) -> None:
+    """Also where lines, checkpoints and the end cut the agent steps into other chunks."""
+    changes: dict[str, Any] = {"num_envs": 2, "diagnose_every": diagnose_every}
+    changes["interventions"] = ("redo:tau=0.1,period=20,probe=16",)
     whole = train(small(tmp_path / "whole", **changes), quiet=True)
     train(small(tmp_path / "halved", **changes, steps=250), quiet=True)
     for path in checkpoint.names(tmp_path / "halved" / "checkpoints"):
@@ -299,8 +306,10 @@ def arguments(loop: DeviceLoop) -> tuple[Any, ...]:
 CAPACITY = 7919  # a number that no other array has
 
 
-@pytest.mark.parametrize("sync", [False, True])
-@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize(
+    ("seeds", "sync"),
+    [(2, False), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, False), (1, True), (2, True)))],
+)
 def test_no_step_copies_the_ring(seeds: int, sync: bool) -> None:
     agent = dataclasses.replace(SMALL, capacity=CAPACITY)
     redo = ("redo:tau=0.1,period=20,probe=16",)
