@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,12 +148,13 @@ def main() -> None:
         points += [("seeds", 100_000, seeds) for seeds in SEEDS]
     for part, capacity, seeds in points:
         for repeat in range(args.repeats):
-            done = {kind: in_process(kind, env, capacity, seeds, args.steps) for kind in args.kinds}
+            calls = {kind: partial(in_process, kind, env, capacity, seeds, args.steps) for kind in args.kinds}
             if part == "peer":
+                python = args.peers_python.absolute()
                 for network in ("conv", "mlp"):
-                    python = args.peers_python.absolute()
-                    done[f"rejax {network}"] = peer(python, args.game, capacity, seeds, args.steps, network)
-            for kind, result in done.items():
+                    calls[f"rejax {network}"] = partial(peer, python, args.game, capacity, seeds, args.steps, network)
+            for kind, call in calls.items():
+                result = call()
                 rows.append(
                     {"part": part, "capacity": capacity, "seeds": seeds, "kind": kind, "repeat": repeat} | result
                 )
