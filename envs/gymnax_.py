@@ -170,7 +170,7 @@ class _GymnaxEnv:
     def _observed(self, observation: Any) -> NDArray[Any]:
         """A copy of the current observations, held for `render` and `snapshot`."""
         copied: NDArray[Any] = np.array(observation)
-        self._observation: Any = copied
+        self._observation = copied
         return copied
 
     def _keys(self, seed: int) -> jax.Array:

@@ -139,7 +139,7 @@ class DeviceLoop:
 
     def _counts(self) -> Counts:
         first = self.trainings[0]
-        steps: Any = np.int32([first.agent_step, first.gradient_step])
+        steps: Any = np.array([first.agent_step, first.gradient_step], np.int32)
         return Counts(*steps)
 
     def _assemble(self) -> Carry:
