@@ -224,6 +224,7 @@ def _start(experiment: Experiment, core: int | None) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ,  # or the first takes most of an accelerator
         )
 
 
