@@ -10,7 +10,7 @@ INSTALLED := .venv/.installed
 PEERS := .venv-peers/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow lint format bench-peers bench-replay lock clean
+.PHONY: help setup train test test-slow lint format bench-peers bench-replay bench-device lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ bench-peers: setup $(PEERS) ## speed beside sbx and Stable-Baselines3, in paired
 
 bench-replay: setup $(PEERS) ## speed and memory of the replay beside Stable-Baselines3, cpprb and flashbax; flags in BENCH="..."
 	.venv/bin/python -m resprout.benchmarks.replay_speed --peers-python .venv-peers/bin/python $(BENCH)
+
+bench-device: setup $(PEERS) ## speed of the loop on the device beside rejax, against capacity and seeds; flags in BENCH="..."
+	.venv/bin/python -m resprout.benchmarks.device_speed --peers-python .venv-peers/bin/python $(BENCH)
 
 $(PEERS): requirements-peers.txt
 	$(PYTHON) -m venv .venv-peers

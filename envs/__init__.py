@@ -2,6 +2,7 @@
 
 from .atari import ATARI_PROTOCOLS, AtariProtocol
 from .interface import Env, EnvError, EnvSpec, Step
+from .jax_ import JaxEnv
 from .make import list_envs, make
 
-__all__ = ["ATARI_PROTOCOLS", "AtariProtocol", "Env", "EnvError", "EnvSpec", "Step", "list_envs", "make"]
+__all__ = ["ATARI_PROTOCOLS", "AtariProtocol", "Env", "EnvError", "EnvSpec", "JaxEnv", "Step", "list_envs", "make"]

@@ -4,6 +4,7 @@ from .mixture import Part, Source, gather_mixed, mixture
 from .past import Description, Episode, PastReplay, PastReplayError
 from .prioritized import prioritized
 from .reshuffled import reshuffled
+from .ring import DeviceStorage, Replay, Rings, RingState
 from .sampler import COMPILER_OPTIONS, Sampler, SamplerState, no_priorities
 from .storage import Layout, Memory, Storage, available_memory, decode, memory
 from .uniform import uniform, without_replacement
@@ -11,6 +12,7 @@ from .uniform import uniform, without_replacement
 __all__ = [
     "COMPILER_OPTIONS",
     "Description",
+    "DeviceStorage",
     "Episode",
     "Layout",
     "Memory",
@@ -18,6 +20,9 @@ __all__ = [
     "Part",
     "PastReplay",
     "PastReplayError",
+    "Replay",
+    "RingState",
+    "Rings",
     "Sampler",
     "SamplerState",
     "Source",

@@ -340,7 +340,14 @@ class Storage:
         slots = np.asarray(slots, np.intp)
         if self._draws is not None:
             self._draws.count(slots, self.written)
-        return self._take(slots)
+        return self.look(slots)
+
+    def look(self, slots: NDArray[Any]) -> Columns:
+        """As `gather`, for those who only look: `count_draws` does not count these."""
+        columns = {name: column.take(slots, axis=0) for name, column in self._columns.items()}
+        if self._pool is not None:
+            columns["frames"] = self._pool.take(columns.pop("references"), axis=0)
+        return columns
 
     def draw(self, size: int, generator: np.random.Generator) -> Columns:
         """`size` transitions, uniformly and with replacement, as `gather` gives them; `count_draws` does not count these.
@@ -349,13 +356,7 @@ class Storage:
         """
         if not len(self):
             raise ValueError("replay: nothing is written yet")
-        return self._take(generator.integers(self._first, self.written, size) % self.capacity)
-
-    def _take(self, slots: NDArray[np.intp]) -> Columns:
-        columns = {name: column.take(slots, axis=0) for name, column in self._columns.items()}
-        if self._pool is not None:
-            columns["frames"] = self._pool.take(columns.pop("references"), axis=0)
-        return columns
+        return self.look(generator.integers(self._first, self.written, size) % self.capacity)
 
     def export(self, start: int, stop: int) -> Columns:
         """Transitions number start .. stop - 1 with the frames they refer to, as plain arrays for `load`.

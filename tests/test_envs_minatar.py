@@ -53,10 +53,10 @@ def test_an_end_at_the_time_limit_is_terminal():
     env = make("minatar/Breakout")
     env.reset(0)
     for _ in range(100):
-        key, state = env._carry
+        key, state = env.carry
         if env.step(np.zeros(1, np.int32)).terminated[0]:
             break
-    env._carry = key, state.replace(time=np.full_like(state.time, env.spec.max_episode_steps - 1))
+    env.carry = key, state.replace(time=np.full_like(state.time, env.spec.max_episode_steps - 1))
     step = env.step(np.zeros(1, np.int32))
     assert (step.terminated[0], step.truncated[0], step.episode_over[0]) == (True, False, True)
 
@@ -71,4 +71,4 @@ def test_a_step_is_compiled_once_even_after_a_restore():
     env.restore(env.snapshot())
     env.step(action)
     assert env._step._cache_size() == compiled_before + 1
-    assert jax.tree.leaves(env._carry)[0].devices() == {jax.devices("cpu")[0]}
+    assert jax.tree.leaves(env.carry)[0].devices() == {jax.devices("cpu")[0]}

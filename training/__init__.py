@@ -6,10 +6,20 @@ if TYPE_CHECKING:
     from .experiment import Experiment, ExperimentError
     from .presets import PRESETS
     from .run import Interrupted, Result, TrainingStopped, train
+    from .seeds import train_seeds
 
-__all__ = ["PRESETS", "Experiment", "ExperimentError", "Interrupted", "Result", "TrainingStopped", "train"]
+__all__ = [
+    "PRESETS",
+    "Experiment",
+    "ExperimentError",
+    "Interrupted",
+    "Result",
+    "TrainingStopped",
+    "train",
+    "train_seeds",
+]
 
-_HOMES = {"Experiment": "experiment", "ExperimentError": "experiment", "PRESETS": "presets"}
+_HOMES = {"Experiment": "experiment", "ExperimentError": "experiment", "PRESETS": "presets", "train_seeds": "seeds"}
 
 
 def __getattr__(name: str) -> Any:

@@ -17,6 +17,7 @@ resprout: deep reinforcement learning that keeps learning
 
   resprout train AGENT --env ENV [FLAG ...]     train; `resprout train AGENT --help` lists every flag
   resprout train --resume DIR [--steps N]       go on with a run that was stopped, or with a finished one
+  resprout train AGENT --env ENV --seeds 0,1,2 [FLAG ...]  train several seeds at once, a run directory for each
   resprout eval DIR [--episodes N] [--video FILE.mp4]     play the newest checkpoint of a run
   resprout export DIR --minari NAME             the replay of a run with --save-replay as a Minari data set
   resprout bench run SUITE [--jobs N] [--budget laptop|paper] [--out DIR]      run what is not finished yet of a suite
@@ -26,7 +27,7 @@ resprout: deep reinforcement learning that keeps learning
   resprout --version
 
 AGENT is dqn, sac, ace, drqv2 or drm. ENV is atari/Breakout, mujoco/HalfCheetah-v5, dmc/walker-run,
-dmc-pixels/walker-run, metaworld/hammer, minatar/Breakout or gym/ANY-GYMNASIUM-ID.
+dmc-pixels/walker-run, metaworld/hammer, minatar/Breakout, gymnax/CartPole-v1 or gym/ANY-GYMNASIUM-ID.
 
   resprout train sac --env mujoco/HalfCheetah-v5 --steps 100000
   resprout train dqn --env atari/Boxing --preset drq_eps
@@ -111,8 +112,9 @@ def train_command(arguments: list[str]) -> int:
         raise UsageError(
             f"unknown preset {preset_name!r}{nearest(preset_name, PRESETS)}; there are: {', '.join(PRESETS)}"
         )
+    seeds = several_seeds(arguments, resume)
     if resume is not None:
-        default = read_config(Path(resume))
+        default = read_config(Path(resume, f"s{seeds[0]}") if seeds else Path(resume))
         if flag_value(arguments, "--out"):
             raise UsageError(f"--resume goes on in {resume} itself and takes no --out")
         if agent_name not in (None, default.agent_name) or preset_name is not None:
@@ -130,6 +132,8 @@ def train_command(arguments: list[str]) -> int:
     from .run import Interrupted, TrainingStopped, train
 
     try:
+        if seeds:
+            return train_several(experiment, seeds, arguments, resume)
         result = train(experiment, resume=resume)
     except Interrupted as stop:
         return fail(stop, stop.exit_code)
@@ -140,6 +144,47 @@ def train_command(arguments: list[str]) -> int:
     print(f"run directory: {result.directory}")
     if result.curve:
         print(f"learning curve: {result.curve}")
+    return 0
+
+
+def several_seeds(arguments: list[str], resume: str | None) -> tuple[int, ...] | None:
+    """What --seeds asks for, or what the directory of --resume is of; None for a single run."""
+    text, flags = flag_value(arguments, "--seeds"), ("--seeds-mode", "--devices")
+    several = next((flag for flag in flags if flag_value(arguments, flag) is not None), None)
+    if text is None and resume is None:
+        if several:
+            raise UsageError(f"{several} is for several seeds: give --seeds 0,1,2, too")
+        return None
+    from .seeds import parse_seeds, read_seeds
+
+    known = read_seeds(Path(resume)) if resume is not None else None
+    if text is None:
+        if several and known is None:
+            raise UsageError(f"{several} is for several seeds, and {resume} is one run")
+        return known
+    if flag_value(arguments, "--seed") is not None:
+        raise UsageError("--seed is for one seed and --seeds for several: give one of them")
+    seeds = parse_seeds(text)
+    if resume is not None and known != seeds:
+        raise UsageError(f"{resume} is {'one run' if known is None else f'of seeds {known}'}; leave out --seeds")
+    return seeds
+
+
+def train_several(experiment: Any, seeds: tuple[int, ...], arguments: list[str], resume: str | None) -> int:
+    from .seeds import train_seeds
+
+    mode: Any = flag_value(arguments, "--seeds-mode") or "auto"
+    devices = flag_value(arguments, "--devices") or "1"
+    if devices != "all" and not devices.isdecimal():
+        raise UsageError(f"--devices must be a number or all, not {devices}")
+    if resume is not None:
+        experiment = dataclasses.replace(experiment, out=resume)
+    out = train_seeds(
+        experiment, seeds, mode=mode, devices=None if devices == "all" else int(devices), resume=resume is not None
+    )
+    print(f"run directories: {', '.join(str(out / f's{seed}') for seed in seeds)}")
+    if (out / "curve.png").exists():
+        print(f"learning curve: {out / 'curve.png'}")
     return 0
 
 

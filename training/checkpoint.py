@@ -26,7 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ..agents.learner import PyTree
-from ..replay import Storage
+from ..replay import Replay
 from ..replay.past import DESCRIPTION, segments, sha256, span
 from .host_loop import Training
 from .metrics import Episodes
@@ -121,7 +121,7 @@ def restore(path: Path, training: Training) -> tuple[dict[str, Any] | None, int]
     return snapshot, host["metrics_bytes"]
 
 
-def restore_transitions(path: Path, storage: Storage) -> None:
+def restore_transitions(path: Path, storage: Replay) -> None:
     """Bring an empty replay to the checkpoint at `path`, all but its running episodes."""
     for name in sorted(json.loads((path / "manifest.json").read_text())["replay"]):
         segment = _replay(path.parent) / name
@@ -160,7 +160,7 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def save_transitions(directory: Path, storage: Storage) -> list[Path]:
+def save_transitions(directory: Path, storage: Replay) -> list[Path]:
     """Write what is new in the replay; the result is every segment that holds a live transition, oldest first."""
     directory.mkdir(exist_ok=True)
     oldest = max(0, storage.written - storage.capacity)

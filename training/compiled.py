@@ -13,11 +13,12 @@ from ..agents.learner import Agent, Batch, PyTree
 from ..diagnostics import DIAGNOSTICS
 from ..envs import EnvSpec
 from ..replay import COMPILER_OPTIONS, Sampler, decode, no_priorities
+from ..replay.ring import draw_slots
 from .experiment import Experiment
 from .intervening import LOGGED, PROBE, Acting, diagnose
 from .metrics import Totals
 
-STREAMS = ("environment", "action", "sampler", "agent", "intervention", "diagnostics", "evaluation")
+STREAMS = ("environment", "action", "sampler", "agent", "intervention", "diagnostics", "evaluation", "probe")
 
 
 # Matrix products of an image's features take half as long again without YNNPACK (docs/performance.md).
@@ -61,7 +62,7 @@ class Compiled:
     sample: Callable[..., tuple[PyTree, jax.Array, jax.Array]]
     learn: Callable[..., tuple[PyTree, Totals, jax.Array]]
     prioritize: Callable[..., PyTree]
-    diagnose: Callable[..., tuple[dict[str, jax.Array], PyTree]]  # what a run logs
+    diagnose: partial[tuple[dict[str, jax.Array], PyTree]]  # what a run logs; its stream is bound
     diagnose_all: Callable[..., tuple[dict[str, jax.Array], PyTree]]
     interventions: tuple["Act", ...]
     seed: int
@@ -76,8 +77,22 @@ class Act:
     """An intervention of a run: when it is due, how many transitions it wants to see, and what it does then."""
 
     due: Callable[[int], bool]  # of the gradient steps taken
-    probe: int | None  # None: those just learnt from
+    draw: (
+        Callable[..., jax.Array] | None
+    )  # slots to see, of (first, written, gradient_step); None: those just learnt from
     run: Callable[..., tuple[PyTree, PyTree, Totals]]
+
+
+@dataclass(frozen=True)
+class Functions:
+    """What a loop does, as pure functions of one seed; keys are folded from its streams and a counter inside."""
+
+    act: Callable[..., jax.Array]
+    explore: Callable[..., jax.Array]
+    sample: Callable[[PyTree], tuple[PyTree, jax.Array, jax.Array]]
+    learn: Callable[..., tuple[PyTree, Totals, jax.Array]]
+    probe: Callable[..., jax.Array]
+    intervene: Callable[..., tuple[PyTree, PyTree, Totals]]
 
 
 def reading_only(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -113,11 +128,18 @@ def reading_only(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]
     return call
 
 
-def compile_functions(
-    experiment: Experiment, spec: EnvSpec, agent: Agent, sampler: Sampler, acting: tuple[Acting, ...] = ()
-) -> Compiled:
-    """Jitted and donating; keys are folded from a stream and a counter inside, so the host splits none."""
-    keys = streams(experiment.seed)
+def bind_interventions(experiment: Experiment, agent: Agent, keys: dict[str, jax.Array]) -> tuple[Acting, ...]:
+    """Each with a stream of its own."""
+    return tuple(
+        Acting(intervention, agent, jax.random.fold_in(keys["intervention"], index))
+        for index, intervention in enumerate(experiment.acting)
+    )
+
+
+def functions(
+    experiment: Experiment, spec: EnvSpec, agent: Agent, sampler: Sampler, keys: dict[str, jax.Array]
+) -> Functions:
+    """The same in every loop, so that one experiment has one result."""
 
     def act(state: PyTree, observation: jax.Array, agent_step: jax.Array) -> jax.Array:
         return agent.act(state, observation, jax.random.fold_in(keys["action"], agent_step), agent_step)
@@ -151,6 +173,10 @@ def compile_functions(
             values, priorities = jnp.where(finite, values, 0.0), jnp.where(finite, priorities, 0.0)
         return new_state, totals.add(values, finite, gradient_step), priorities
 
+    def probe(size: int, first: jax.Array, written: jax.Array, gradient_step: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(keys["probe"], gradient_step)
+        return draw_slots(key, first, written, size, experiment.agent.capacity)
+
     def intervene(
         acting: Acting,
         state: PyTree,
@@ -166,8 +192,19 @@ def compile_functions(
         values = jnp.stack([done[name] for name in effects.names]) if effects.names else effects.sums
         return state, memory, effects.add(values, jnp.isfinite(values).all(), gradient_step)
 
+    return Functions(act, explore, sample, learn, probe, intervene)
+
+
+def compile_functions(
+    experiment: Experiment, spec: EnvSpec, agent: Agent, sampler: Sampler, acting: tuple[Acting, ...] = ()
+) -> Compiled:
+    """Jitted and donating; keys are folded from a stream and a counter inside, so the host splits none."""
+    keys = streams(experiment.seed)
+    pure = functions(experiment, spec, agent, sampler, keys)
+
     def diagnosed(
         names: tuple[str, ...],
+        stream: jax.Array,
         state: PyTree,
         earlier: PyTree,
         init_key: jax.Array,
@@ -177,22 +214,24 @@ def compile_functions(
         weight = jnp.ones(PROBE + experiment.agent.batch_size)
         batch = Batch(**decode(columns, spec.frame_stack), weight=weight)
         seen, other = (jax.tree.map(lambda x, part=part: x[part], batch) for part in (slice(PROBE), slice(PROBE, None)))
-        key = jax.random.fold_in(keys["diagnostics"], gradient_step)
+        key = jax.random.fold_in(stream, gradient_step)
         return diagnose(agent, state, agent.init(init_key), earlier, seen, other, key, names)
+
+    def compile_act(acting: Acting) -> Act:
+        size = acting.intervention.probe
+        draw = None if size is None else jax.jit(partial(pure.probe, size))
+        return Act(acting.due, draw, jax.jit(partial(pure.intervene, acting), donate_argnums=(0, 1, 2)))
 
     drawing = partial(jax.jit, donate_argnums=0, compiler_options=COMPILER_OPTIONS)
     return Compiled(
-        act=reading_only(act),
-        explore=jax.jit(explore),
+        act=reading_only(pure.act),
+        explore=jax.jit(pure.explore),
         remember=drawing(sampler.add),
-        sample=drawing(sample),
-        learn=jax.jit(learn, donate_argnums=(0, 1), compiler_options=compiler_options(spec)),
+        sample=drawing(pure.sample),
+        learn=jax.jit(pure.learn, donate_argnums=(0, 1), compiler_options=compiler_options(spec)),
         prioritize=sampler.update if sampler.update is no_priorities else drawing(sampler.update),
-        interventions=tuple(
-            Act(each.due, each.intervention.probe, jax.jit(partial(intervene, each), donate_argnums=(0, 1, 2)))
-            for each in acting
-        ),
-        diagnose=jax.jit(partial(diagnosed, LOGGED)),
-        diagnose_all=partial(diagnosed, tuple(DIAGNOSTICS)),
+        interventions=tuple(compile_act(each) for each in acting),
+        diagnose=partial(jax.jit(partial(diagnosed, LOGGED)), keys["diagnostics"]),
+        diagnose_all=partial(diagnosed, tuple(DIAGNOSTICS), keys["diagnostics"]),
         seed=experiment.seed,
     )

@@ -66,7 +66,8 @@ class Experiment(Generic[A]):
     agent: A
     """the agent and its settings"""
     env: str
-    """atari/Breakout, mujoco/HalfCheetah-v5, dmc/walker-run, dmc-pixels/walker-run, metaworld/hammer, minatar/Breakout or gym/ANY-ID"""
+    """atari/Breakout, mujoco/HalfCheetah-v5, dmc/walker-run, dmc-pixels/walker-run, metaworld/hammer, minatar/Breakout,
+    gymnax/CartPole-v1 or gym/ANY-ID"""
     steps: int = 1_000_000
     """agent steps (decisions) over all environments"""
     seed: int = 0
@@ -89,6 +90,8 @@ class Experiment(Generic[A]):
     """what keeps the networks able to learn, in this order: name or name:field=value,field=value; `resprout list interventions`"""
     diagnose_every: int = 0
     """agent steps between diagnostics in the metrics, 0 for none; `resprout list diagnostics`"""
+    loop: Literal["auto", "host", "device"] = "auto"
+    """where the loop runs: auto is on the device, whole, where the environment is a function of JAX (minatar/*, gymnax/*)"""
     sync: bool = False
     """environments wait for the update; otherwise actions may come from parameters one agent step old"""
     eval_every: int = 10_000
@@ -197,6 +200,12 @@ class TrainFlags(Experiment[A]):
     """start from a named configuration; `resprout list presets`"""
     resume: str | None = None
     """go on with the run in this directory"""
+    seeds: str | None = None
+    """several seeds at once, 0,1,2: a run directory for each, and one curve"""
+    seeds_mode: Literal["auto", "vmap", "processes"] = "auto"
+    """with --seeds: all in one process on the device, or a process on each core; auto is the first on an accelerator"""
+    devices: str = "1"
+    """with --seeds: devices that share them equally, a number or all"""
 
     def experiment(self) -> Experiment[A]:
         return Experiment(**{part.name: getattr(self, part.name) for part in dataclasses.fields(Experiment)})

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..agents.learner import PyTree
 from ..envs import Env
-from ..replay import Source, Storage, gather_mixed
+from ..replay import Replay, Source, Storage, gather_mixed
 from .compiled import Compiled
 from .experiment import Experiment
 from .metrics import Episodes, Totals
@@ -21,7 +21,7 @@ class Training:
     """All of a run that changes. The replay and the environments are its two parts that are edited in place."""
 
     env: Env
-    storage: Storage
+    storage: Replay
     observation: Any  # [N, ...] what the next action answers to
     agent: PyTree
     sampler: PyTree
@@ -56,9 +56,11 @@ def intervene(t: Training, compiled: Compiled, columns: dict[str, Any], weight: 
     for index, act in enumerate(compiled.interventions):
         if act.due(t.gradient_step):
             seen = columns, weight
-            if act.probe is not None:
-                drawn = t.storage.draw(act.probe, compiled.generator("intervention", t.gradient_step))
-                seen = drawn, np.ones(act.probe, np.float32)
+            if act.draw is not None:
+                assert isinstance(t.storage, Storage)
+                first = t.storage.written - len(t.storage)
+                slots = act.draw(np.int32(first), np.int32(t.storage.written), np.int32(t.gradient_step))
+                seen = t.storage.look(np.asarray(slots)), np.ones(len(slots), np.float32)
             steps = np.int32(t.gradient_step), np.int32(t.agent_step)
             t.agent, t.memories[index], t.effects[index] = act.run(
                 t.agent, t.memories[index], t.effects[index], *seen, *steps
@@ -78,6 +80,7 @@ def host_loop(
     the environments. Their batches see all transitions either way.
     """
     t, clip, warmup = training, training.env.spec.reward_clip, experiment.agent.warmup
+    assert isinstance(t.storage, Storage)
     while t.agent_step < experiment.steps:
         if t.agent_step < warmup:
             action = compiled.explore(np.int32(t.agent_step))

@@ -7,6 +7,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -80,6 +82,17 @@ class Episodes:
             self.ended += zip(self.running_return[over].tolist(), self.running_length[over].tolist(), strict=True)
             self.running_return[over] = 0
             self.running_length[over] = 0
+
+    def add_all(self, rewards: NDArray[np.float32], over: NDArray[np.bool_]) -> None:
+        """Many agent steps [T, N] at once; bit for bit as one after the other."""
+        begin = 0
+        for end in [*np.flatnonzero(over.any(axis=1)), len(over) - 1]:
+            quiet = rewards[begin:end].astype(np.float64)  # in which no episode ends
+            self.running_return = np.add.accumulate(np.vstack([self.running_return, quiet]))[-1]
+            self.running_length += len(quiet)
+            if begin <= end < len(over):
+                self.add(rewards[end], over[end])
+            begin = end + 1
 
     def abandon(self) -> None:
         """Forget the running episodes: they were cut short from outside and have no return."""
@@ -239,44 +252,75 @@ class ProgressDisplay:
             self.bar = None
 
 
+CURVES = {"training episodes": "episode/return", "evaluation": "eval/return"}  # label -> value of a line
+
+
 def plot_curve(directory: Path) -> Path | None:
     """Draw curve.png, the return against agent steps, from metrics.jsonl; None where no episode has ended yet."""
-    keys = {"training episodes": "episode/return", "evaluation": "eval/return"}
-    return _plot(directory, "curve.png", "return", keys, ("-", "o-"))
+    return _plot(directory, "curve.png", "return", CURVES, ("-", "o-"))
 
 
 def plot_causal_weights(directory: Path) -> Path | None:
     """Draw causal.png, the weight of each dimension of the action against agent steps; None where none was fitted yet."""
-    lines = read_metrics(directory / "metrics.jsonl")
-    names = next(
-        ([key for key in line if key.startswith("causal/weight_")] for line in lines if "causal/weight_0" in line), []
-    )
+    fitted = (line for line in read_metrics(directory / "metrics.jsonl") if "causal/weight_0" in line)
+    names = [key for key in next(fitted, {}) if key.startswith("causal/weight_")]
     keys = {f"action {name.removeprefix('causal/weight_')}": name for name in names}
     return _plot(directory, "causal.png", "causal weight", keys, ("o-",) * len(keys))
 
 
+def plot_seeds(out: Path, directories: Sequence[Path]) -> Path | None:
+    """Draw curve.png of several runs: their mean, and a band from the lowest to the highest, where all have a value."""
+    drawn = []
+    for label, key in CURVES.items():
+        series = [_series(directory, key) for directory in directories]
+        if not all(len(steps) for steps, _ in series):
+            continue
+        start, stop = max(steps[0] for steps, _ in series), min(steps[-1] for steps, _ in series)
+        grid = np.unique(np.concatenate([steps for steps, _ in series]))
+        grid = grid[(start <= grid) & (grid <= stop)]
+        drawn.append((label, grid, np.array([np.interp(grid, *one) for one in series])))
+    if not drawn:
+        return None
+    with _drawing(directories[0], out / "curve.png", "return") as axes:
+        for label, grid, values in drawn:
+            (line,) = axes.plot(grid, values.mean(axis=0), label=f"{label}, mean of {len(values)} seeds")
+            axes.fill_between(grid, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.2, lw=0)
+    return out / "curve.png"
+
+
 def _plot(directory: Path, name: str, ylabel: str, keys: dict[str, str], styles: tuple[str, ...]) -> Path | None:
     """Draw metrics, by label, against agent steps; None where there is nothing to draw."""
+    series = {label: _series(directory, key) for label, key in keys.items()}
+    if not any(len(steps) for steps, _ in series.values()):
+        return None
+    with _drawing(directory, directory / name, ylabel) as axes:
+        for (label, (steps, values)), style in zip(series.items(), styles, strict=True):
+            if len(steps):
+                axes.plot(steps, values, style, label=label, markersize=4)
+    return directory / name
+
+
+def _series(directory: Path, key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Agent steps and values of what the lines of a run say under `key`."""
+    lines = read_metrics(directory / "metrics.jsonl")
+    points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+    steps, values = np.array(points, np.float64).reshape(-1, 2).T
+    return steps, values
+
+
+@contextmanager
+def _drawing(run: Path, path: Path, ylabel: str) -> Iterator[Any]:
+    """Axes for what changes with the agent steps, titled as `run` is; written to `path` at the end."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    lines = read_metrics(directory / "metrics.jsonl")
-    series = {
-        label: [(line["step"], line[key]) for line in lines if line.get(key) is not None] for label, key in keys.items()
-    }
-    if not any(series.values()):
-        return None
-    config = json.loads((directory / "config.json").read_text())["experiment"]
+    config = json.loads((run / "config.json").read_text())["experiment"]
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = FigureCanvasAgg(figure).figure.add_subplot()
-    for (label, points), style in zip(series.items(), styles, strict=True):
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
+    yield axes
     axes.set(xlabel="agent steps", ylabel=ylabel, title=f"{config['agent']['name']} on {config['env']}")
-    axes.legend(frameon=False, ncols=1 + len(keys) // 12)
+    axes.legend(frameon=False, ncols=1 + len(axes.lines) // 12)
     axes.grid(alpha=0.3)
-    path = directory / name
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary)
     temporary.replace(path)
-    return path

@@ -11,10 +11,11 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,14 +27,15 @@ from numpy.typing import NDArray
 
 from ..agents.learner import Agent, Batch, PyTree
 from ..envs import Env, EnvSpec, make
-from ..replay import Description, Layout, Part, Sampler, Storage, available_memory, memory, mixture
+from ..replay import Description, Layout, Part, Replay, Rings, Sampler, Storage, available_memory, memory, mixture
 from ..replay.past import DESCRIPTION
 from . import checkpoint
-from .compiled import compile_functions, seed_from, streams
+from .compiled import bind_interventions, compile_functions, seed_from, streams
+from .device_loop import DeviceLoop, next_multiple, why_not
 from .evaluation import Evaluation, Video, evaluate, exploit_function
 from .experiment import Experiment, ExperimentError
 from .host_loop import Training, host_loop, learn_owed
-from .intervening import PROBE, Acting, labels, no_dormant
+from .intervening import PROBE, labels, no_dormant
 from .metrics import Episodes, MetricsFile, ProgressDisplay, Totals, Tracker, plain, plot_causal_weights, plot_curve
 from .refitting import Refitting
 from .sources import Past, open_sources
@@ -142,7 +144,8 @@ def train(experiment: Experiment, *, resume: str | Path | None = None, quiet: bo
         description = describe_replay(experiment, env.spec)
         past = open_sources(experiment.replay_from, experiment.agent.batch_size, description, recorded)
         directory = Path(resume) if resume else new_directory(experiment)
-        run = Run(experiment, directory, env, agent, past, quiet, stack)
+        rings = make_rings(experiment, env.spec) if loop_on_device(experiment, env) else None
+        run = Run(experiment, directory, env, agent, past, quiet, stack, rings)
         if resume:
             run.resume()
         else:
@@ -190,6 +193,73 @@ def diagnose_run(experiment: Experiment, directory: Path, seed: int = 0) -> dict
         return {name: float(value) for name, value in sorted(values.items())}
 
 
+def loop_on_device(experiment: Experiment, env: Env) -> bool:
+    """Whether the loop runs on the device whole; ExperimentError if it should and cannot."""
+    reason = why_not(experiment, env) or lacks_memory(experiment, env.spec)
+    if experiment.loop == "device" and reason is not None:
+        raise ExperimentError(f"--loop device: {reason}")
+    return experiment.loop != "host" and reason is None
+
+
+def slots_on_device(experiment: Experiment, spec: EnvSpec) -> int:
+    """The capacity, but no more than a run of this length fills: all of it is allocated at once."""
+    filled = -(-experiment.steps // spec.num_envs) * spec.num_envs
+    return min(experiment.agent.capacity, max(filled, spec.num_envs * (2 * experiment.agent.n_step - 1)))
+
+
+def lacks_memory(experiment: Experiment, spec: EnvSpec, seeds: int = 1) -> str | None:
+    """Why the replay of several seeds does not fit on the device; None if it does."""
+    needed = seeds * memory(slots_on_device(experiment, spec), **replay_arguments(experiment, spec)).worst_case
+    limits = jax.devices()[0].memory_stats()
+    free = limits["bytes_limit"] - limits["bytes_in_use"] if limits else available_memory()
+    text = f"a replay of {needed / 1e9:.3g} GB does not fit on the device ({free / 1e9:.1f} GB free)"
+    return text if needed > 0.95 * free else None
+
+
+def make_rings(
+    experiment: Experiment, spec: EnvSpec, seeds: int = 1, sharding: jax.sharding.Sharding | None = None
+) -> Rings:
+    """Replay on the device for several seeds."""
+    return Rings(Layout(**replay_arguments(experiment, spec)), slots_on_device(experiment, spec), seeds, sharding)
+
+
+def train_on_device(
+    runs: Sequence["Run"], rings: Rings, sharding: jax.sharding.NamedSharding | None = None
+) -> list[Result]:
+    """Train runs of one experiment with different seeds, begun or resumed at one agent step, in one loop on the device."""
+    first = runs[0]
+    loop = DeviceLoop(
+        first.experiment,
+        [run.experiment.seed for run in runs],
+        [run.training for run in runs],
+        rings,
+        first.agent,
+        first.sampler,
+        sharding,
+    )
+    for run in runs:
+        run.show_progress()
+
+    def boundary() -> bool:
+        stops = [run.boundary() for run in runs]
+        return any(stops)
+
+    with first.signals():
+        loop.run(lambda: min(run.next_due() for run in runs), boundary)
+        for run in reversed(runs):  # the first raises last, when all are saved
+            run.received = first.received
+            if run is not first and run.received is not None:
+                run.save()
+        first.stop_if_interrupted()
+    with ExitStack() as stack:
+        for run in runs:
+            stack.enter_context(run.speed.excluded())
+        for run in runs:
+            run.save()
+        loop.settle()
+    return [run.finish() for run in runs]
+
+
 class Run:
     """The parts of a run in progress and what is done with them between agent steps."""
 
@@ -202,16 +272,17 @@ class Run:
         past: tuple[Past, ...],
         quiet: bool,
         stack: ExitStack,
+        rings: Rings | None = None,
+        place: int = 0,
     ) -> None:
+        """rings, place: where the replay is if the loop runs on the device."""
         self.experiment, self.directory, self.env, self.agent, self.past = experiment, directory, env, agent, past
         self.keys = streams(experiment.seed)
         self.sampler = self._sampler()
-        self.acting = tuple(
-            Acting(intervention, agent, jax.random.fold_in(self.keys["intervention"], index))
-            for index, intervention in enumerate(experiment.acting)
-        )
+        self.acting = bind_interventions(experiment, agent, self.keys)
         self.compiled = compile_functions(experiment, env.spec, agent, self.sampler, self.acting)
         self.exploit = exploit_function(agent.exploit)
+        self.rings, self.place = rings, place
         self.evaluation_env: Env | None = None
         self.stack = stack
         self.quiet = quiet
@@ -223,6 +294,12 @@ class Run:
         self.segment = max(1, min(checkpoint.SEGMENT, experiment.agent.capacity - most))
         self.speed = Speed()
         self.progress: ProgressDisplay | None = None
+
+    def share_compiled(self, other: "Run") -> None:
+        """Compile nothing that a run of the same experiment with another seed has compiled."""
+        diagnose, self.exploit = other.compiled.diagnose.func, other.exploit
+        stream = self.keys["diagnostics"]
+        self.compiled = dataclasses.replace(self.compiled, diagnose=partial(diagnose, stream))
 
     # Starting and resuming
 
@@ -247,8 +324,12 @@ class Run:
         memories = jax.jit(lambda state: jax.tree.map(jnp.copy, [each.init(state) for each in self.acting]))(state)
         self.say(check_memory(experiment, spec))
         try:
-            storage = Storage(
-                experiment.agent.capacity, count_draws=experiment.count_draws, **replay_arguments(experiment, spec)
+            storage: Replay = (
+                Storage(
+                    experiment.agent.capacity, count_draws=experiment.count_draws, **replay_arguments(experiment, spec)
+                )
+                if self.rings is None
+                else self.rings[self.place]
             )
         except MemoryError as error:
             raise ExperimentError(f"the replay cannot be reserved ({error}); lower --agent.capacity") from None
@@ -367,29 +448,52 @@ class Run:
 
     def train(self) -> Result:
         t, experiment = self.training, self.experiment
-        self.progress = ProgressDisplay(experiment.steps, t.agent_step, self.quiet)
-        self.stack.enter_context(closing(self.progress))
-        with self._signals():
+        if self.rings is not None:
+            return train_on_device([self], self.rings)[0]
+        self.show_progress()
+        with self.signals():
             host_loop(experiment, t, self.compiled, self.boundary)
-            if self.received is not None:
-                self.save()
-                plot_curve(self.directory)
-                plot_causal_weights(self.directory)
-                raise Interrupted(self.received, self.directory)
+            self.stop_if_interrupted()
         with self.speed.excluded():
             self.save()
         learn_owed(t, self.compiled)  # what the last agent step owes; a continuation does so itself
-        jax.block_until_ready(t.agent)
-        if not self._due(experiment.log_every):
+        return self.finish()
+
+    def show_progress(self) -> None:
+        self.progress = ProgressDisplay(self.experiment.steps, self.training.agent_step, self.quiet)
+        self.stack.enter_context(closing(self.progress))
+
+    def stop_if_interrupted(self) -> None:
+        """Interrupted, after a checkpoint, if a signal came."""
+        if self.received is not None:
+            self.save()
+            plot_curve(self.directory)
+            plot_causal_weights(self.directory)
+            raise Interrupted(self.received, self.directory)
+
+    def finish(self) -> Result:
+        """The last line, evaluation and summary of a run that has taken all its steps."""
+        jax.block_until_ready(self.training.agent)
+        if not self._due(self.experiment.log_every):
             self.write_line()
         self._stop_if_not_finite()
         return self._sum_up()
+
+    def next_due(self) -> int:
+        """The next agent step at which `boundary` may have something to do."""
+        t, experiment, num_envs = self.training, self.experiment, self.env.spec.num_envs
+        periods = [experiment.log_every, experiment.diagnose_every, experiment.eval_every, experiment.checkpoint_every]
+        periods += [each.intervention.control.every for each in self.acting if each.intervention.control]
+        due = [next_multiple(t.agent_step, every, num_envs) for every in periods if every > 0]
+        if experiment.save_replay:
+            due.append(t.agent_step + max(num_envs, self.segment - (t.storage.written - self.saved_transitions)))
+        return min(due)
 
     def boundary(self) -> bool:
         """Between two agent steps: lines, evaluations and checkpoints that are due; True to stop."""
         t, experiment = self.training, self.experiment
         self.speed.observe(t)
-        if t.agent_step % 64 < t.env.spec.num_envs and self.progress:
+        if self.progress:
             self.progress.update(t.agent_step, t.episodes.last_return)
         if self._due(experiment.log_every):
             self.write_line()
@@ -424,6 +528,7 @@ class Run:
         """Let the agent start a fit on the host or take one over, where it has one and it is time to."""
         t = self.training
         if t.refitting:
+            assert isinstance(t.storage, Storage)
             starts = self._due(t.refitting.refit.every)
             t.agent, described = t.refitting.step(t.agent, t.storage, t.agent_step, starts)
             for values in described:
@@ -482,6 +587,7 @@ class Run:
             return
         snapshot = self.env.snapshot()
         if snapshot is None:
+            assert isinstance(t.storage, Storage)
             t.sampler = self.compiled.remember(t.sampler, t.storage.end())
             t.episodes.abandon()
             self.restart_environments()
@@ -527,6 +633,7 @@ class Run:
             "digest": self.experiment.digest(),
         }
         if self.experiment.count_draws:
+            assert isinstance(t.storage, Storage)
             summary["lifetime_draws"] = draw_statistics(t.storage.lifetime_draws)
         text = json.dumps({key: plain(value) for key, value in summary.items()}, indent=2)
         with self._writing("summary"):
@@ -535,7 +642,7 @@ class Run:
         return Result(self.directory, t.agent, evaluation, steps_per_second, plot_curve(self.directory), summary)
 
     @contextmanager
-    def _signals(self) -> Iterator[None]:
+    def signals(self) -> Iterator[None]:
         """Turn the first SIGINT or SIGTERM into a wish to stop; a second one has its usual effect."""
 
         def receive(number: int, frame: FrameType | None) -> None:

@@ -1,0 +1,248 @@
+"""Several seeds at once: each is its solo run, in processes bit for bit; over forced devices; and one curve of all."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from resprout.agents import DQN
+from resprout.training import Experiment, ExperimentError, checkpoint, train
+from resprout.training.device_loop import over_devices
+from resprout.training.metrics import plot_seeds, read_metrics
+from resprout.training.seeds import parse_seeds, read_seeds, train_seeds
+
+SMALL = DQN(warmup=100, batch_size=8, hidden=(16,), target_period=10, epsilon_decay_steps=200, capacity=300)
+
+
+def small(directory: Path, env: str = "gymnax/CartPole-v1", **changes: Any) -> Experiment:
+    fields = {"steps": 300, "log_every": 100, "checkpoint_every": 200, "eval_episodes": 0, "out": str(directory)}
+    return Experiment(agent=SMALL, env=env, **fields | changes)
+
+
+def values(directory: Path) -> list[dict[str, Any]]:
+    clock = ("wall_clock", "steps_per_second")
+    return [
+        {key: value for key, value in line.items() if key not in clock}
+        for line in read_metrics(directory / "metrics.jsonl")
+    ]
+
+
+def agent_state(experiment: Experiment, directory: Path) -> list[Any]:
+    """The leaves of the agent in the newest checkpoint."""
+    from resprout.envs import make
+
+    agent = experiment.build_agent(make(experiment.env, num_envs=experiment.num_envs).spec)
+    path, complaints = checkpoint.newest(directory / "checkpoints")
+    assert not complaints
+    return jax.tree.leaves(checkpoint.restore_agent(path, jax.jit(agent.init)(jax.random.key(0))))
+
+
+def test_vmapped_seeds_are_their_solo_runs_and_go_on(tmp_path: Path) -> None:
+    """Up to rounding, with surgery; and stopped half-way, bit for bit as not stopped."""
+    changes = {"interventions": ("redo:tau=0.1,period=20,probe=16",)}
+    together = small(tmp_path / "together", **changes)
+    out = train_seeds(together, (3, 7), mode="vmap", quiet=True)
+    assert out == tmp_path / "together" and read_seeds(out) == (3, 7) and (out / "curve.png").stat().st_size > 5_000
+    for seed in (3, 7):
+        solo = small(tmp_path / f"solo{seed}", **changes, seed=seed)
+        train(solo, quiet=True)
+        for left, right in zip(
+            agent_state(solo, out / f"s{seed}"), agent_state(solo, tmp_path / f"solo{seed}"), strict=True
+        ):
+            np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
+        for left, right in zip(values(out / f"s{seed}"), values(tmp_path / f"solo{seed}"), strict=True):
+            assert left == pytest.approx(right, rel=1e-3, abs=1e-4)
+        assert json.loads((out / f"s{seed}" / "config.json").read_text())["experiment"]["seed"] == seed
+    assert values(out / "s3") != values(out / "s7")
+
+    half = dataclasses.replace(together, out=str(tmp_path / "half"))
+    train_seeds(dataclasses.replace(half, steps=200), (3, 7), mode="vmap", quiet=True)
+    for seed in (3, 7):
+        (tmp_path / "half" / f"s{seed}" / "summary.json").unlink()
+    train_seeds(half, (3, 7), mode="vmap", resume=True, quiet=True)
+    for seed in (3, 7):
+        pair = (agent_state(half, root / f"s{seed}") for root in (out, tmp_path / "half"))
+        for left, right in zip(*pair, strict=True):
+            np.testing.assert_array_equal(left, right)
+    # A kill between the checkpoints of two seeds leaves them at different steps.
+    for seed in (3, 7):
+        (tmp_path / "half" / f"s{seed}" / "summary.json").unlink()
+    shutil.rmtree(tmp_path / "half" / "s7" / "checkpoints" / f"{300:012d}")
+    with pytest.raises(ExperimentError, match=r"different agent steps \(200, 300\).*processes"):
+        train_seeds(dataclasses.replace(half, steps=400), (3, 7), mode="vmap", resume=True, quiet=True)
+
+
+@pytest.mark.slow
+def test_seeds_in_processes_are_their_solo_runs_bit_for_bit(tmp_path: Path) -> None:
+    """On one core each, as the solo run here: the number of threads decides the order of sums."""
+    out = train_seeds(small(tmp_path / "apart", "gym/CartPole-v1"), (0, 1, 2), mode="processes", quiet=True)
+    for seed in (0, 1, 2):
+        solo = small(tmp_path / f"solo{seed}", "gym/CartPole-v1", seed=seed)
+        command = [sys.executable, "-P", "-m", "resprout.training.one_seed"]
+        core = min(os.sched_getaffinity(0))
+        subprocess.run([*command, json.dumps({"experiment": solo.to_json(), "core": core})], check=True)
+        assert values(out / f"s{seed}") == values(tmp_path / f"solo{seed}")
+        for left, right in zip(
+            agent_state(solo, out / f"s{seed}"), agent_state(solo, tmp_path / f"solo{seed}"), strict=True
+        ):
+            np.testing.assert_array_equal(left, right)
+    before = (out / "s1" / "summary.json").stat().st_mtime_ns
+    shutil.rmtree(out / "s2")  # what is finished stays, what is missing is trained
+    train_seeds(small(out, "gym/CartPole-v1"), (0, 1, 2), mode="processes", resume=True, quiet=True)
+    assert (out / "s1" / "summary.json").stat().st_mtime_ns == before
+    assert values(out / "s2") == values(tmp_path / "solo2")
+
+
+def run_command(*arguments: str) -> list[str]:
+    return [str(Path(sys.executable).with_name("resprout")), "train", *arguments]
+
+
+@pytest.mark.slow
+def test_a_signal_stops_all_processes_and_all_go_on(tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    flags = ("--env", "gym/CartPole-v1", "--agent.warmup", "100", "--eval-episodes", "0", "--log-every", "100")
+    command = run_command("dqn", *flags, "--steps", "10000000", "--seeds", "0,1", "--out", str(out))
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not any(read_metrics(path) for path in out.glob("s*/metrics.jsonl")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 130 and f"resprout train --resume {out}" in said.splitlines()[-1]
+    saved = [
+        int(checkpoint.newest(path / "checkpoints")[0].name)
+        for path in out.glob("s*")
+        if (path / "checkpoints").exists()
+    ]
+    subprocess.run(run_command("--resume", str(out), "--steps", str(max(saved) + 100)), check=True)
+    assert all(
+        json.loads((out / f"s{seed}" / "summary.json").read_text())["agent_steps"] == max(saved) + 100
+        for seed in (0, 1)
+    )
+
+
+DEVICES = """
+import sys, pathlib, jax
+from resprout.agents import DQN
+from resprout.training import Experiment
+from resprout.training.seeds import train_seeds
+count = int(sys.argv[1])
+assert len(jax.local_devices()) == count
+agent = DQN(warmup=100, batch_size=8, hidden=(16,), target_period=10, epsilon_decay_steps=200, capacity=300)
+experiment = Experiment(agent=agent, env="gymnax/CartPole-v1", steps=300, log_every=100, checkpoint_every=200,
+                        eval_episodes=0, out=sys.argv[2])
+train_seeds(experiment, range(4), devices=None, quiet=True)
+"""
+
+
+def test_seeds_over_devices_are_the_seeds_of_one(tmp_path: Path) -> None:
+    """Four seeds on 2 forced devices (and, slowly, on 4): all that a device does to its seeds is what one alone does."""
+    check_devices(tmp_path, 2)
+
+
+@pytest.mark.slow
+def test_seeds_over_four_devices(tmp_path: Path) -> None:
+    check_devices(tmp_path, 4)
+
+
+def check_devices(tmp_path: Path, count: int) -> None:
+    environment = os.environ | {
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
+    }
+    subprocess.run(
+        [sys.executable, "-P", "-c", DEVICES, str(count), str(tmp_path / "over")], check=True, env=environment
+    )
+    one = small(tmp_path / "one")
+    train_seeds(one, range(4), mode="vmap", quiet=True)
+    for seed in range(4):
+        for left, right in zip(
+            *(agent_state(one, tmp_path / name / f"s{seed}") for name in ("one", "over")), strict=True
+        ):
+            np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("0,x", "numbers with commas"), ("", "numbers with commas"), ("1,2,1", "a seed twice")]
+)
+def test_seeds_that_cannot_be(text: str, said: str) -> None:
+    with pytest.raises(ExperimentError, match=said):
+        parse_seeds(text)
+    assert parse_seeds("3,1") == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "said"),
+    [
+        ({"env": "gym/CartPole-v1"}, {"mode": "vmap"}, "does not run on the device: seeds can train in processes only"),
+        ({"interventions": ("adaptive_replay_ratio",)}, {"mode": "vmap"}, "a replay ratio of its own"),
+        ({}, {"mode": "processes", "devices": 2}, "leave out --seeds-mode processes"),
+        ({}, {"mode": "vmap", "devices": 5}, "--devices must be 1 to"),
+        ({"agent": dataclasses.replace(SMALL, capacity=10**12), "steps": 10**12, "loop": "device"}, {}, "does not fit"),
+    ],
+    ids=lambda value: "",
+)
+def test_what_cannot_be_creates_nothing(changes: Any, arguments: Any, said: str, tmp_path: Path) -> None:
+    experiment = dataclasses.replace(small(tmp_path / "run"), **changes)
+    with pytest.raises(ValueError, match=said):
+        train_seeds(experiment, (0, 1), quiet=True, **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_devices_share_seeds_equally() -> None:
+    assert over_devices(3, 1) is None
+    with pytest.raises(ExperimentError, match="--devices must be 1 to"):
+        over_devices(2, 0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--devices", "2"), "--devices is for several seeds"),
+        (("--seeds", "0,1", "--seed", "3"), "give one of them"),
+        (("--seeds", "0,1", "--devices", "two"), "--devices must be a number or all"),
+        (("--seeds", "0,0"), "names a seed twice"),
+    ],
+)
+def test_flags_that_contradict(
+    flags: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from resprout.training.__main__ import dispatch
+
+    out = tmp_path / "run"
+    arguments = ["train", "dqn", "--env", "gymnax/CartPole-v1", "--out", str(out), *flags]
+    assert dispatch(arguments) == 2
+    assert said in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_curve_of_seeds_covers_what_all_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values in between are interpolated: seeds end episodes at different steps."""
+    drawn: list[Any] = []
+    for index, points in enumerate(([(0, 1.0), (20, 3.0)], [(10, 4.0), (30, 8.0)])):
+        (tmp_path / f"s{index}").mkdir()
+        (tmp_path / f"s{index}" / "config.json").write_text('{"experiment": {"env": "e", "agent": {"name": "a"}}}')
+        lines = "".join(json.dumps({"step": step, "eval/return": value}) + "\n" for step, value in points)
+        (tmp_path / f"s{index}" / "metrics.jsonl").write_text(lines)
+    from matplotlib.axes import Axes
+
+    fill = Axes.fill_between
+
+    def watched(self: Any, *arguments: Any, **options: Any) -> Any:
+        drawn.extend(np.asarray(argument).tolist() for argument in arguments)
+        return fill(self, *arguments, **options)
+
+    monkeypatch.setattr(Axes, "fill_between", watched)
+    assert plot_seeds(tmp_path, [tmp_path / "s0", tmp_path / "s1"]) == tmp_path / "curve.png"
+    assert drawn == [[10, 20], [2.0, 3.0], [4.0, 6.0]]
+    (tmp_path / "s1" / "metrics.jsonl").write_text("")
+    assert plot_seeds(tmp_path, [tmp_path / "s0", tmp_path / "s1"]) is None

@@ -1,0 +1,243 @@
+"""One experiment with several seeds at once: in one loop on the device, or in processes on cores of their own.
+
+OUT/s0/ ...      the run directory of each seed, as a run of its own makes it
+OUT/s0.log       what its process said
+OUT/curve.png    the returns of all seeds, as a mean and a band
+OUT/seeds.json   which seeds
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from . import checkpoint
+from .device_loop import over_devices
+from .experiment import Experiment, ExperimentError
+from .metrics import ProgressDisplay, Tracker, plot_seeds
+from .run import (
+    Interrupted,
+    Run,
+    TrainingStopped,
+    lacks_memory,
+    loop_on_device,
+    make_env,
+    make_rings,
+    new_directory,
+    train_on_device,
+    use_compilation_cache,
+)
+
+Mode = Literal["auto", "vmap", "processes"]
+POLL = 0.2  # seconds between looks at the running processes
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """ "0,1,2" as numbers; ExperimentError in one line if it is none."""
+    try:
+        seeds = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ExperimentError(f"--seeds must be numbers with commas between, like 0,1,2, not {text!r}") from None
+    if len(set(seeds)) < len(seeds):
+        raise ExperimentError(f"--seeds names a seed twice: {text}")
+    return seeds
+
+
+def train_seeds(
+    experiment: Experiment,
+    seeds: Sequence[int],
+    *,
+    mode: Mode = "auto",
+    devices: int | None = 1,
+    resume: bool = False,
+    quiet: bool = False,
+) -> Path:
+    """Train `experiment` with every one of `seeds`; the directory of all, with one of each seed in it.
+
+    mode: vmap trains all in one process on the device; processes trains as many at a time as there are cores, each on
+        one, and its seeds are bit for bit what runs of their own are. auto: vmap on an accelerator, processes on a CPU.
+    devices: that share the seeds equally in mode vmap; None for all there are.
+    resume: go on in `experiment.out`, where seeds that are finished stay as they are.
+
+    Everything that can be wrong is found before anything is created. Interrupted and TrainingStopped as of `train`.
+    """
+    use_compilation_cache()
+    Tracker.check(experiment.track)
+    chosen = _mode(experiment, mode, devices)
+    out = Path(str(experiment.out)) if resume else _new_directory(experiment, seeds)
+    each = [dataclasses.replace(experiment, seed=seed, out=str(out / f"s{seed}")) for seed in seeds]
+    if chosen == "vmap":
+        _train_together(each, out, len(jax.local_devices()) if devices is None else devices, quiet)
+    else:
+        _train_apart(each, out, quiet)
+    plot_seeds(out, [Path(str(own.out)) for own in each])
+    return out
+
+
+def _mode(experiment: Experiment, mode: Mode, devices: int | None) -> Mode:
+    """What `auto` stands for here; EnvError, ExperimentError and the agents' own where something does not fit."""
+    with closing(make_env(experiment, training=True, num_envs=experiment.num_envs)) as env:
+        experiment.build_agent(env.spec)
+        reason = None if loop_on_device(experiment, env) else f"the loop of {experiment.env} does not run on the device"
+    controls = [each.name for each in experiment.acting if each.control]
+    if controls:
+        reason = f"{controls[0]} gives every seed a replay ratio of its own"
+    together = mode == "vmap" or devices != 1
+    if mode == "processes" and devices != 1:
+        raise ExperimentError("--devices shares seeds of one process: leave out --seeds-mode processes")
+    if together and reason:
+        raise ExperimentError(f"{reason}: seeds can train in processes only")
+    if mode == "processes" or reason or (not together and jax.default_backend() == "cpu"):
+        return "processes"
+    return "vmap"
+
+
+def _new_directory(experiment: Experiment, seeds: Sequence[int]) -> Path:
+    directory = new_directory(experiment)
+    if experiment.out is not None:
+        return directory
+    return directory.with_name(directory.name.replace(f"-s{experiment.seed}-", f"-s{min(seeds)}to{max(seeds)}-"))
+
+
+def _note(out: Path, each: Sequence[Experiment]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_atomically(out / "seeds.json", json.dumps({"seeds": [own.seed for own in each]}))
+
+
+def read_seeds(out: Path) -> tuple[int, ...] | None:
+    """The seeds of a directory of several; None if it is none."""
+    path = out / "seeds.json"
+    return tuple(json.loads(path.read_text())["seeds"]) if path.exists() else None
+
+
+def _begun(experiment: Experiment) -> bool:
+    return Path(str(experiment.out), "config.json").exists()
+
+
+# In one loop
+
+
+def _train_together(each: Sequence[Experiment], out: Path, devices: int, quiet: bool) -> None:
+    sharding = over_devices(len(each), devices)
+    first = each[0]
+    with ExitStack() as stack:
+        envs = [stack.enter_context(closing(make_env(own, training=True, num_envs=own.num_envs))) for own in each]
+        spec = envs[0].spec
+        lacking = lacks_memory(first, spec, -(-len(each) // devices))
+        if lacking:
+            raise ExperimentError(f"{len(each)} seeds: {lacking}; lower --agent.capacity")
+        agent = first.build_agent(spec)
+        rings = make_rings(first, spec, len(each), sharding)
+        runs = [
+            Run(own, Path(str(own.out)), env, agent, (), quiet or place > 0, stack, rings, place)
+            for place, (own, env) in enumerate(zip(each, envs, strict=True))
+        ]
+        for run in runs[1:]:
+            run.share_compiled(runs[0])
+        for index, (own, run) in enumerate(zip(each, runs, strict=True)):
+            if _begun(own):
+                run.resume()
+            else:
+                run.begin()
+            if index == 0:
+                _note(out, each)
+        steps = {run.training.agent_step for run in runs}
+        if len(steps) > 1:
+            raise ExperimentError(
+                f"the seeds in {out} were saved at different agent steps ({', '.join(map(str, sorted(steps)))}): go on "
+                "with --seeds-mode processes"
+            )
+        try:
+            train_on_device(runs, rings, sharding)
+        except Interrupted as stop:
+            raise Interrupted(stop.exit_code - 128, out) from None
+
+
+# In processes
+
+
+def _train_apart(each: Sequence[Experiment], out: Path, quiet: bool) -> None:
+    for own in each:
+        Experiment.from_json(own.to_json())  # says what cannot be handed to another process
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None] * (os.cpu_count() or 1)
+    waiting = [own for own in reversed(each) if not _is_finished(own)]
+    running: dict[int, tuple[Experiment, subprocess.Popen[bytes]]] = {}  # by place: which core
+    failed: list[Experiment] = []
+    received: list[int] = []
+    _note(out, each)
+
+    def say(message: str) -> None:
+        ProgressDisplay(0, 0, quiet).say(message)
+
+    def receive(number: int, frame: Any) -> None:
+        received.append(number)
+        waiting.clear()
+        for _, process in running.values():
+            process.send_signal(number)
+
+    handled = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, receive) for number in handled}
+    try:
+        while waiting or running:
+            for place, core in enumerate(cores):
+                if waiting and place not in running:
+                    own = waiting.pop()
+                    running[place] = own, _start(own, core)
+            time.sleep(POLL)
+            for place, (own, process) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[place]
+                if process.returncode and not received:
+                    failed.append(own)
+                told = "failed" if process.returncode else f"return {_return(own)}"
+                say(f"seed {own.seed}: {told}; {out / f's{own.seed}.log'}")
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        for _, process in running.values():
+            process.terminate()
+    if received:
+        raise Interrupted(received[0], out)
+    if failed:
+        words = _last_line(out / f"s{failed[0].seed}.log")
+        raise TrainingStopped(f"seed {', '.join(str(own.seed) for own in failed)} failed: {words}")
+
+
+def _start(experiment: Experiment, core: int | None) -> subprocess.Popen[bytes]:
+    """A process in a session of its own: a Ctrl-C of the terminal reaches it through us alone, and once."""
+    task = json.dumps({"experiment": experiment.to_json(), "core": core})
+    with Path(f"{experiment.out}.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "resprout.training.one_seed", task],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ,  # or the first takes most of an accelerator
+        )
+
+
+def _is_finished(experiment: Experiment) -> bool:
+    summary = Path(str(experiment.out), "summary.json")
+    return summary.exists() and json.loads(summary.read_text())["agent_steps"] >= experiment.steps
+
+
+def _return(experiment: Experiment) -> str:
+    value = json.loads(Path(str(experiment.out), "summary.json").read_text())["return"]
+    return "not evaluated" if value is None else f"{np.float64(value):.1f}"
+
+
+def _last_line(path: Path) -> str:
+    lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"
