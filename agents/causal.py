@@ -7,7 +7,7 @@ matters only for which columns stand before the reward.
 
 import math
 import warnings
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -84,7 +84,7 @@ def causal_effects(
     effects = np.zeros(len(names))
     if not constant[-1]:
         # The same lengths and angles in as few rows as there are columns: all that regression asks for.
-        basis = np.linalg.qr(data, mode="r")
+        basis = cast(Floats, np.linalg.qr(data, mode="r"))
         left = np.abs(np.diag(basis))[:-1] / math.sqrt(len(data))
         causes = np.flatnonzero(left > DEPENDENT)
         dependent = [names[i] for i in np.flatnonzero((left <= DEPENDENT) & ~constant[:-1])]
@@ -109,8 +109,8 @@ def _table(states: Floats, actions: Floats, rewards: Floats) -> tuple[Floats, li
         columns = f"{states.shape[1]} states and {actions.shape[1]} actions"
         raise ValueError(f"a causal fit of {columns} needs {len(names) + 2} rows or more, not {len(states)}")
     data = np.column_stack([states, actions, rewards])
-    finite = np.isfinite(data).all(axis=0)
-    if not finite.all():
+    finite = np.isfinite(data).all(axis=0).tolist()
+    if not all(finite):
         broken = [name for name, whole in zip([*names, "reward"], finite, strict=True) if not whole]
         raise ValueError(f"a causal fit needs finite numbers; not all are in {_listed(broken)}")
     return data, names
