@@ -113,6 +113,9 @@ CLI_RUNS = {
         "32",
     ),
 }
+# a fit starts at agent step 1,400 and enters at 2,090: the checkpoint at 1,500 holds it
+FIT = ("--agent.causal-every", "700", "--agent.causal-rows", "500", "--agent.causal-delay", "690")
+CLI_RUNS["ace"] = ("ace", *CLI_RUNS["sac"][1:], *FIT)
 
 
 @pytest.mark.slow
