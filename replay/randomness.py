@@ -45,8 +45,8 @@ def unit(bits: jax.Array) -> jax.Array:
     """Floats in [0, 1), of JAX's default type, from uint32 `bits`: multiples of 2^-24, or of 2^-32 in double precision."""
     dtype = jnp.zeros(()).dtype
     kept = 32 if dtype == jnp.float64 else 24
-    scale: float = 2.0**-kept
-    return (bits >> (32 - kept)).astype(dtype) * scale
+    numbers: jax.Array = (bits >> (32 - kept)).astype(dtype) * 2.0**-kept
+    return numbers
 
 
 def stable_order(values: jax.Array, limit: int) -> jax.Array:
