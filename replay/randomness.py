@@ -45,15 +45,15 @@ def unit(bits: jax.Array) -> jax.Array:
     """Floats in [0, 1), of JAX's default type, from uint32 `bits`: multiples of 2^-24, or of 2^-32 in double precision."""
     dtype = jnp.zeros(()).dtype
     kept = 32 if dtype == jnp.float64 else 24
-    numbers: jax.Array = (bits >> (32 - kept)).astype(dtype) * 2.0**-kept
-    return numbers
+    return (bits >> (32 - kept)).astype(dtype) * 2.0**-kept
 
 
 def stable_order(values: jax.Array, limit: int) -> jax.Array:
     """[B] int32: the places of `values` [B], int32 in [0, limit), from the smallest to the largest; equal ones as they stand."""
     place_bits = max(len(values) - 1, 1).bit_length()
     if (limit - 1).bit_length() + place_bits > 32:
-        return jnp.argsort(values, stable=True)
+        order: jax.Array = jnp.argsort(values, stable=True)
+        return order
     # value and place in one word: to sort single words is several times faster than to sort by a key
     words = values.astype(jnp.uint32) << place_bits | jnp.arange(len(values), dtype=jnp.uint32)
     return (jnp.sort(words) & jnp.uint32((1 << place_bits) - 1)).astype(jnp.int32)
