@@ -52,11 +52,11 @@ def stable_order(values: jax.Array, limit: int) -> jax.Array:
     """[B] int32: the places of `values` [B], int32 in [0, limit), from the smallest to the largest; equal ones as they stand."""
     place_bits = max(len(values) - 1, 1).bit_length()
     if (limit - 1).bit_length() + place_bits > 32:
-        return jnp.argsort(values, stable=True)
-    # value and place in one word: to sort single words is several times faster than to sort by a key
-    words = values.astype(jnp.uint32) << place_bits | jnp.arange(len(values), dtype=jnp.uint32)
-    places: jax.Array = jnp.sort(words) & jnp.uint32((1 << place_bits) - 1)
-    return places.astype(jnp.int32)
+        order: jax.Array = jnp.argsort(values, stable=True)
+    else:  # value and place in one word: to sort single words is several times faster than to sort by a key
+        words = values.astype(jnp.uint32) << place_bits | jnp.arange(len(values), dtype=jnp.uint32)
+        order = (jnp.sort(words) & jnp.uint32((1 << place_bits) - 1)).astype(jnp.int32)
+    return order
 
 
 def last_equal(values: jax.Array, limit: int) -> tuple[jax.Array, jax.Array]:

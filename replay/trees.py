@@ -104,16 +104,13 @@ def find(tree: Tree, fraction: jax.Array, low_bits: jax.Array, column: int | Non
     for level, low in zip(reversed(tree), low_bits, strict=True):
         children = _children_of(nodes, level, column)
         # One after the other, so that a child of 0 adds nothing and no rounding can let it be chosen.
-        ends = list(itertools.accumulate(children))
+        ends = jnp.stack(list(itertools.accumulate(children)))
         sought = fraction * ends[-1]
-        start, end, child = jnp.zeros_like(sought), jnp.full_like(sought, jnp.inf), jnp.zeros_like(nodes)
-        for reached in ends:  # they never decrease
-            is_before = reached <= sought
-            start = jnp.where(is_before, reached, start)
-            end = jnp.where(is_before, end, jnp.minimum(end, reached))
-            child += is_before
+        is_before = ends <= sought[None]
+        start = jnp.where(is_before, ends, 0).max(axis=0)
+        end = jnp.where(is_before, jnp.inf, ends).min(axis=0)
         fraction = jnp.minimum((sought - start + low * spacing * ends[-1]) / (end - start), 1 - spacing)
-        child = jnp.minimum(child, FAN_OUT - 1)
+        child = jnp.minimum(is_before.sum(axis=0, dtype=jnp.int32), FAN_OUT - 1)
         nodes = nodes * FAN_OUT + child
     return nodes
 

@@ -79,7 +79,7 @@ def lines(directory: Path) -> list[dict[str, object]]:
 @pytest.mark.parametrize(
     ("what", "room"), [("line of metrics at agent step 400", None), ("replay at agent step 649", 3_000)]
 )
-def test_what_was_written_before_is_still_there(tmp_path, monkeypatch, capsys, whole, what, room):
+def test_what_was_written_before_is_still_there(tmp_path, monkeypatch, whole, what, room):
     directory, log_every = tmp_path / "run", 50 if room is None else 10_000
     with full_disk(monkeypatch, directory, room), pytest.raises(TrainingStopped) as stop:
         train(experiment(directory, log_every), quiet=True)
@@ -109,7 +109,7 @@ def test_what_was_written_before_is_still_there(tmp_path, monkeypatch, capsys, w
 def test_the_command_says_so_in_one_line(tmp_path, monkeypatch, capsys):
     directory = tmp_path / "run"
     flags = ["--steps", "700", "--checkpoint-every", str(CHECKPOINT), "--save-replay", "--log-every", "10000"]
-    agent = ["--agent.warmup", "600", "--agent.capacity", "300", "--eval-episodes", "0", "--out", str(directory)]
+    agent = ["--agent.warmup", "100", "--agent.capacity", "300", "--eval-episodes", "0", "--out", str(directory)]
     with full_disk(monkeypatch, directory, 3_000):
         code = dispatch(["train", "dqn", "--env", "gym/CartPole-v1", *flags, *agent])
     said = capsys.readouterr().err

@@ -71,8 +71,8 @@ def test_what_happened_is_what_is_stored_and_learnt(sync: bool) -> None:
         seen["act"].append((int(agent_step), agent, observation.ravel().tolist()))
         return np.array([3, 4], np.int32)
 
-    def learn(agent: int, totals: None, columns: Any, weight: Any, gradient_step: int) -> tuple[int, None, Any]:
-        seen["learn"].append((agent, columns["observation"].ravel().tolist(), weight, int(gradient_step)))
+    def learn(agent: int, totals: None, columns: Any, weight: Any, *steps: Any) -> tuple[int, None, Any]:
+        seen["learn"].append((agent, columns["observation"].ravel().tolist(), weight, *map(int, steps)))
         return agent + 1, totals, f"priorities {agent}"
 
     def prioritize(sampler: int, slots: np.ndarray, priorities: str) -> int:
@@ -121,7 +121,7 @@ def test_what_happened_is_what_is_stored_and_learnt(sync: bool) -> None:
     taken = 4 if sync else 3
     assert (t.agent_step, t.gradient_step, t.owed) == (10, taken, Fraction(1, 2) + 4 - taken)
     last = [6, 8, 8, 10]  # transitions written when each of the gradient steps samples
-    expected = [(i, [stored["observation"].ravel()[n - 1], 0], f"weight {n}", i) for i, n in enumerate(last[:taken])]
+    expected = [(i, [stored["observation"].ravel()[n - 1], 0], f"weight {n}", i, n) for i, n in enumerate(last[:taken])]
     assert seen["learn"] == expected
     assert seen["priorities"] == [([n - 1, 0], f"priorities {i}") for i, n in enumerate(last[:taken])]
 
