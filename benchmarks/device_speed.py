@@ -84,9 +84,11 @@ def vmapped(env: str, capacity: int, seeds: int, steps: int) -> dict[str, float]
 def processes(env: str, capacity: int, seeds: int, steps: int) -> dict[str, float]:
     """Speed of the same in processes of one core each: the sum of what each says of itself while all learn."""
     with tempfile.TemporaryDirectory() as folder:
-        out = train_seeds(
-            experiment(env, capacity, steps, f"{folder}/runs"), range(seeds), mode="processes", quiet=True
-        )
+        common = experiment(env, capacity, 3 * WARMUP + steps, f"{folder}/runs")
+        common = dataclasses.replace(
+            common, log_every=WARMUP
+        )  # a run's own clock starts at the second line that learns
+        out = train_seeds(common, range(seeds), mode="processes", quiet=True)
         summaries = [json.loads((out / f"s{seed}" / "summary.json").read_text()) for seed in range(seeds)]
     at_once = min(seeds, len(os.sched_getaffinity(0)))
     return {"steps_per_second": at_once * statistics.mean(each["steps_per_second"] for each in summaries)}
