@@ -283,8 +283,9 @@ def _turn(state: MaskedState, start: jax.Array, width: int) -> tuple[MaskedState
         nodes, chosen = nodes[:width], chosen[:width]
         path.append((nodes, chosen, bounds))
         if depth:
+            level = state.bounds[depth - 1].reshape(-1, trees.FAN_OUT, bounds.shape[1])
+            bounds = level.at[nodes].get(mode="clip").reshape(-1, bounds.shape[1])
             nodes = (nodes[:, None] * trees.FAN_OUT + jnp.arange(trees.FAN_OUT, dtype=jnp.int32)[None]).ravel()
-            bounds = state.bounds[depth - 1].at[nodes].get(mode="clip")
 
     slots = jnp.where(nodes < end, nodes, -1)
     account = _accounts(state, slots)
