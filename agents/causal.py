@@ -109,9 +109,8 @@ def _table(states: Floats, actions: Floats, rewards: Floats) -> tuple[Floats, li
         columns = f"{states.shape[1]} states and {actions.shape[1]} actions"
         raise ValueError(f"a causal fit of {columns} needs {len(names) + 2} rows or more, not {len(states)}")
     data = np.column_stack([states, actions, rewards])
-    finite: NDArray[np.bool_] = np.all(np.isfinite(data), axis=0).tolist()
-    if not all(finite):
-        broken = [name for name, whole in zip([*names, "reward"], finite, strict=True) if not whole]
+    broken = [name for name, column in zip([*names, "reward"], data.T, strict=True) if not np.isfinite(column).all()]
+    if broken:
         raise ValueError(f"a causal fit needs finite numbers; not all are in {_listed(broken)}")
     return data, names
 
