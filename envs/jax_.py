@@ -1,10 +1,11 @@
 """Environments that are pure functions of JAX, for loops that run on the device whole."""
 
-from typing import Any, Protocol, runtime_checkable
-
-import jax
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from .interface import Env, Step
+
+if TYPE_CHECKING:  # JAX takes a second to import, and the protocol needs none of it
+    import jax
 
 Carry = Any  # a PyTree: all of the state of N environments, random keys included
 
@@ -15,7 +16,7 @@ class JaxEnv(Env, Protocol):
 
     carry: Carry
 
-    def transition(self, carry: Carry, actions: jax.Array) -> tuple[Carry, Step]:
+    def transition(self, carry: Carry, actions: "jax.Array") -> tuple[Carry, Step]:
         """Pure, under jit and vmap: what `step` does, of `carry` and actions as agents give them; a Step of JAX arrays."""
         ...
 

@@ -222,6 +222,7 @@ def silenced(state: ACEState, units: int) -> ACEState:
     return state.replace(actor=state.actor.replace(params=params))
 
 
+@pytest.mark.slow
 def test_policys_gradient_dormancy_decides_for_policy_and_critics() -> None:
     """Of 16 + 16 hidden units and 2 + 2 of the heads."""
     agent, batch, step = compiled(SMALL), random_batch(jax.random.key(1), size=64), jnp.int32(100_000)
@@ -350,6 +351,7 @@ def test_weights_enter_by_agent_steps_of_all_environments(
     assert list(fits(tmp_path / "run")) == at
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step", [55, pytest.param(45, marks=pytest.mark.slow), pytest.param(60, marks=pytest.mark.slow)]
 )

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from resprout.agents import DQN, SAC
+from resprout.agents import ACE, DQN, SAC
 from resprout.agents.networks import MinAtarCNN
 from resprout.envs import EnvError, JaxEnv, make
 from resprout.replay import Layout, Rings, Storage
@@ -241,6 +241,14 @@ def test_the_loop_is_chosen_by_the_environment(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ExperimentError, match="lives on the host"):
         train(small(tmp_path / "run", "gym/CartPole-v1", loop="device"), quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_fitted_on_the_host_keeps_the_loop_there(tmp_path: Path) -> None:
+    ace = ACE(hidden=(8,), capacity=300, causal_rows=100)
+    pendulum = make("gymnax/Pendulum-v1")
+    assert not run_module.loop_on_device(small(tmp_path, "gymnax/Pendulum-v1", ace), pendulum)
+    without = dataclasses.replace(ace, causal_every=0)
+    assert run_module.loop_on_device(small(tmp_path, "gymnax/Pendulum-v1", without), pendulum)
 
 
 @pytest.mark.parametrize("diagnose_every", [0, pytest.param(150, marks=pytest.mark.slow)])

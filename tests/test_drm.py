@@ -97,6 +97,7 @@ def test_c2_once_awake_the_noise_is_at_least_the_schedule_from_there():
     assert algorithm.deviation(awake.replace(dormancy=jnp.asarray(0.9)), 900_000) == pytest.approx(0.999, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_it_wakes_once_after_the_warm_up():
     """A fresh actor has hardly a dormant unit: the first gradient step after the warm-up wakes it, and none again."""
     _, state, update = small()
@@ -133,6 +134,7 @@ def test_what_is_bootstrapped_from_is_a_mixture_of_two_values():
         np.testing.assert_allclose(mixed, trust * value + (1 - trust) * q, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_c5_without_trust_a_step_is_drqv2s_with_the_same_noise():
     """At one fixed deviation, which an awake DrM has where its schedule lies above what its dormant ratio asks for."""
     config = replace(SMALL, trust=0.0, std_start=0.9, std_end=0.9)

@@ -128,6 +128,7 @@ def test_the_schedule_is_linear_in_agent_steps(step, std):
     assert standard_deviation(DrQv2(std_steps=100_000), step) == pytest.approx(std)
 
 
+@pytest.mark.slow
 def test_acting_follows_the_schedule_and_evaluation_has_no_noise():
     algorithm, state, _ = small()
     observation = jnp.broadcast_to(random_batch().observation[:1], (800, 17, 17, 3))
@@ -317,6 +318,7 @@ def test_diagnostics_see_every_network():
     assert set(dormant["encoder"]) == {"conv_0", "conv_1", "conv_2"}  # the fourth makes its output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("intervention", "name"),
     [

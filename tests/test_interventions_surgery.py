@@ -295,7 +295,10 @@ def test_orthogonal_kernels():
         (lambda: shrink_and_perturb(period=1), "give forget=none"),
         (lambda: shrink_and_perturb(target="both"), "target must be one of keep, edit, own, copy, not both"),
         (lambda: dormancy_perturb(low=0.9, high=0.2), "low and high must be ordered"),
-        (lambda: dormancy_perturb(measure="weights"), "measure must be one of gradient, activation, not weights"),
+        (
+            lambda: dormancy_perturb(measure="weights"),
+            "measure must be one of gradient, activation, state, not weights",
+        ),
         (lambda: hare_and_tortoise(decay=1.5), r"decay must lie in \[0, 1\], not 1.5"),
         (lambda: elastic_reset(forget="some"), "forget must be one of all, none, not some"),
         (lambda: magnitude_pruning(start=5, end=5), "start and end must be ordered gradient steps, not 5 and 5"),

@@ -279,6 +279,7 @@ def test_batches_have_no_repeats_where_there_are_enough_slots():
     assert (slots[:, 1:] != slots[:, :-1]).all()
 
 
+@pytest.mark.slow
 def test_what_was_looked_at_is_not_looked_at_again():
     """After the masks are brought up to date, no leaf or node of 300 slots claims that there is something to do below it."""
     sampler = masked(300, alpha=1.0)

@@ -212,6 +212,7 @@ def adaptive_run(directory):
     )
 
 
+@pytest.mark.slow
 @draws
 def test_b3_a_run_with_adaptive_rr_pays_both_ratios_with_one_trace(tmp_path, monkeypatch):
     traces = []

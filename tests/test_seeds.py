@@ -47,6 +47,7 @@ def agent_state(experiment: Experiment, directory: Path) -> list[Any]:
     return jax.tree.leaves(checkpoint.restore_agent(path, jax.jit(agent.init)(jax.random.key(0))))
 
 
+@pytest.mark.slow
 def test_vmapped_seeds_are_their_solo_runs_and_go_on(tmp_path: Path) -> None:
     """Up to rounding, with surgery; and stopped half-way, bit for bit as not stopped."""
     changes = {"interventions": ("redo:tau=0.1,period=20,probe=16",)}
