@@ -244,7 +244,7 @@ def test_the_loop_is_chosen_by_the_environment(tmp_path: Path, monkeypatch: pyte
 
 
 def test_what_is_fitted_on_the_host_keeps_the_loop_there(tmp_path: Path) -> None:
-    ace = ACE(hidden=(8,), capacity=300, causal_rows=100, warmup=100)
+    ace = ACE(hidden=(8,), batch_size=8, capacity=300, causal_rows=100, warmup=100)
     pendulum = make("gymnax/Pendulum-v1")
     assert not run_module.loop_on_device(small(tmp_path, "gymnax/Pendulum-v1", ace), pendulum)
     without = dataclasses.replace(ace, causal_every=0)
