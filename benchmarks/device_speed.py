@@ -32,7 +32,8 @@ from ..agents import DQN
 from ..envs import make
 from ..training import Experiment
 from ..training.device_loop import DeviceLoop
-from ..training.run import Run, make_rings, use_compilation_cache
+from ..training.process import prepare_process
+from ..training.run import Run, make_rings
 from ..training.seeds import train_seeds
 
 WARMUP = 100  # agent steps of random actions; few, for only the speed after them is measured
@@ -56,7 +57,7 @@ def experiment(env: str, capacity: int, steps: int, out: str) -> Experiment:
 
 def vmapped(env: str, capacity: int, seeds: int, steps: int) -> dict[str, float]:
     """Speed of `steps` agent steps of each seed in one loop, after as many chunks as compile everything; in this process."""
-    use_compilation_cache()
+    prepare_process()
     steps_at_most = max(capacity, steps + 10 * WARMUP)  # so that the ring has its whole capacity
     common = experiment(env, capacity, steps_at_most, "none")
     envs = [make(env, seed=seed) for seed in range(seeds)]

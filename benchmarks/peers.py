@@ -33,6 +33,7 @@ from ..agents.learner import Batch
 from ..envs import EnvSpec, make
 from ..training import Experiment, train
 from ..training.compiled import compiler_options
+from ..training.process import prepare_process
 
 WARMUP = 1_000  # agent steps of random actions; few, for only the speed after them is measured
 WARM_UPDATES = 20  # gradient steps before the bare update is timed
@@ -131,6 +132,7 @@ def random_batch(spec: EnvSpec, size: int) -> Batch:
 
 def bare_update_limit(task: Task, seconds: float = 10.0) -> float:
     """Agent steps per second that the jitted update alone, on one batch, would allow at the task's replay ratio."""
+    prepare_process()
     experiment = task.experiment
     env = make(experiment.env, protocol=experiment.protocol)
     spec = env.spec

@@ -4,7 +4,6 @@ import dataclasses
 import fcntl
 import importlib.metadata
 import json
-import os
 import platform
 import resource
 import shutil
@@ -37,6 +36,7 @@ from .experiment import Experiment, ExperimentError
 from .host_loop import Training, host_loop, learn_owed
 from .intervening import PROBE, labels, no_dormant
 from .metrics import Episodes, MetricsFile, ProgressDisplay, Totals, Tracker, plain, plot_causal_weights, plot_curve
+from .process import prepare_process
 from .refitting import Refitting
 from .sources import Past, open_sources
 
@@ -67,14 +67,6 @@ class Result:
     steps_per_second: float  # agent steps; learning on, compilation, evaluations and checkpoints excluded
     curve: Path | None
     summary: dict[str, Any]
-
-
-def use_compilation_cache() -> None:
-    """Keep compiled functions in the user's cache folder, unless JAX was told of another."""
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(root / "resprout" / "jax"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def make_env(experiment: Experiment, *, training: bool, num_envs: int, render: bool = False) -> Env:
@@ -135,7 +127,7 @@ def train(experiment: Experiment, *, resume: str | Path | None = None, quiet: bo
     Everything that can be wrong is found before anything is created: EnvError, ExperimentError (both ValueError).
     Raises Interrupted on SIGINT and SIGTERM after saving, TrainingStopped when a metric is not finite.
     """
-    use_compilation_cache()
+    prepare_process()
     Tracker.check(experiment.track)
     with ExitStack() as stack:
         env = stack.enter_context(closing(make_env(experiment, training=True, num_envs=experiment.num_envs)))
@@ -157,7 +149,7 @@ def evaluate_run(
     experiment: Experiment, directory: Path, episodes: int, seed: int = 0, video: Path | None = None
 ) -> Evaluation:
     """Play `episodes` games with the newest readable checkpoint of a run; `video` films the first environment."""
-    use_compilation_cache()
+    prepare_process()
     path, complaints = checkpoint.newest(directory / "checkpoints", with_replay=False)
     for line in complaints:
         ProgressDisplay(0, 0).say(line)
@@ -175,7 +167,7 @@ def evaluate_run(
 
 def diagnose_run(experiment: Experiment, directory: Path, seed: int = 0) -> dict[str, float]:
     """Every diagnostic of a run's newest readable checkpoint, on transitions of its replay; some take a minute on a large network."""
-    use_compilation_cache()
+    prepare_process()
     path, complaints = checkpoint.newest(directory / "checkpoints")
     for line in complaints:
         ProgressDisplay(0, 0).say(line)

@@ -25,6 +25,7 @@ from . import checkpoint
 from .device_loop import over_devices
 from .experiment import Experiment, ExperimentError
 from .metrics import ProgressDisplay, Tracker, plot_seeds
+from .process import prepare_process
 from .run import (
     Interrupted,
     Run,
@@ -35,7 +36,6 @@ from .run import (
     make_rings,
     new_directory,
     train_on_device,
-    use_compilation_cache,
 )
 
 Mode = Literal["auto", "vmap", "processes"]
@@ -71,7 +71,7 @@ def train_seeds(
 
     Everything that can be wrong is found before anything is created. Interrupted and TrainingStopped as of `train`.
     """
-    use_compilation_cache()
+    prepare_process()
     Tracker.check(experiment.track)
     chosen = _mode(experiment, mode, devices)
     out = Path(str(experiment.out)) if resume else _new_directory(experiment, seeds)

@@ -1,0 +1,46 @@
+"""Freed memory is used again: a block of many megabytes, allocated anew, does not come from the system page by page."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+# Allocates and frees 100 MB ten times and prints the page faults of the last nine.
+PROGRAM = """
+import ctypes, resource
+from resprout.training.process import prepare_process
+if {prepared}:
+    prepare_process()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+def use():
+    block = libc.malloc(100_000_000)
+    ctypes.memset(block, 1, 100_000_000)
+    libc.free(block)
+use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(9):
+    use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+HUGE_PAGES = 9 * 100_000_000 // 2**21  # page faults where the system gives the largest pages, and the fewest of them
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+@pytest.mark.parametrize(("prepared", "chosen", "reused"), [(True, {}, True), (False, {}, False)])
+def test_large_blocks_are_used_again(prepared, chosen, reused):
+    assert (faults(prepared, chosen) < HUGE_PAGES / 10) == reused
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_the_users_own_settings_are_left_alone():
+    assert faults(True, {"MALLOC_TRIM_THRESHOLD_": "1000000"}) > HUGE_PAGES / 10
+
+
+def faults(prepared: bool, chosen: dict[str, str]) -> int:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_"))}
+    command = [sys.executable, "-P", "-c", PROGRAM.format(prepared=prepared)]
+    done = subprocess.run(command, env=environment | chosen, capture_output=True, text=True, check=True)
+    return int(done.stdout)
