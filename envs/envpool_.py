@@ -1,4 +1,4 @@
-"""EnvPool behind the interface of `interface.py`: Atari, MuJoCo, DeepMind Control and Meta-World.
+"""EnvPool behind the interface of `interface.py`: Atari, and MuJoCo with all that is made of it.
 
 EnvPool restarts an episode in the step after its end, a step that ignores its action. Here that restart happens inside
 `step`, for the ended environments alone, so that it never counts and never reaches a replay.
@@ -9,6 +9,7 @@ import functools
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -27,6 +28,8 @@ MODULES = {
     "mujoco": "envpool.mujoco.gym",
     "dmc": "envpool.mujoco.dmc",
     "metaworld": "envpool.mujoco.metaworld",
+    "robotics": "envpool.mujoco.robotics",
+    "myosuite": "envpool.mujoco.myosuite",
 }
 
 
@@ -41,6 +44,8 @@ def names(family: str) -> dict[str, str]:
             return {_dmc_name(task, options["task_name"]): task for task, options in tasks.items()}
         case "metaworld":
             return {options["task_name"].removesuffix("-v3"): task for task, options in tasks.items()}
+        case "myosuite":
+            return {task: task for task in tasks if "/" not in task}  # each is there twice, once as MyoSuite/NAME
         case _:
             return {task: task for task in tasks}
 
@@ -105,7 +110,7 @@ class _PoolEnv:
 
 
 class _StateEnv(_PoolEnv):
-    """Vector observations and continuous actions; a dict of observations is concatenated in EnvPool's order."""
+    """Vector observations and continuous actions; observations in a dict (a goal among them) are concatenated in EnvPool's order."""
 
     def __init__(
         self, env_id: str, task: str, num_envs: int, seed: int, render: bool, settings: dict[str, Any]
@@ -116,8 +121,7 @@ class _StateEnv(_PoolEnv):
         self._options = {"max_episode_steps": self._limit + 1, **settings}
         self._task, self._seed, self._render = task, seed, render
         self._actions = Actions(env_id, pool_spec.action_space)
-        space = pool_spec.observation_space
-        self._keys = tuple(space) if isinstance(space, spaces.Dict) else ()
+        self._space = space = pool_spec.observation_space
         self.spec = EnvSpec(
             id=env_id,
             num_envs=num_envs,
@@ -132,7 +136,7 @@ class _StateEnv(_PoolEnv):
                 "backend": "envpool",
                 "env": task,
                 "sticky": 0.0,
-                "frame_skip": int(pool_spec.config.frame_skip),
+                "frame_skip": getattr(pool_spec.config, "frame_skip", None),  # MyoSuite's depends on the task
                 "max_episode_steps": self._limit,
                 **settings,
                 "versions": versions("envpool"),
@@ -163,10 +167,18 @@ class _StateEnv(_PoolEnv):
         return Step(observation, reward, terminated, truncated, final_observation, ended)
 
     def _flat(self, observation: Any) -> NDArray[np.float32]:
-        if self._keys:
-            parts = [observation[key] for key in self._keys]
-            observation = np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
-        return np.asarray(observation, np.float32)
+        parts = [part.reshape(len(part), -1) for part in _arrays(self._space, observation)]
+        whole: NDArray[Any] = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+        return np.asarray(whole, np.float32)
+
+
+def _arrays(space: spaces.Space[Any], observation: Any) -> Iterator[NDArray[Any]]:
+    """What an observation holds, in the order of its space."""
+    if isinstance(space, spaces.Dict):
+        for key, inside in space.items():
+            yield from _arrays(inside, observation[key])
+    else:
+        yield observation
 
 
 class _AtariEnv(_PoolEnv):

@@ -20,8 +20,9 @@ from .interface import Env, EnvError, EnvSpec, Step
 
 def names(family: str) -> dict[str, str]:
     """Registered ids -> themselves, without those that gymnasium keeps only to say that they are gone."""
-    if importlib.util.find_spec("ale_py") is not None:
-        gymnasium.register_envs(importlib.import_module("ale_py"))
+    for package in ("ale_py", "panda_gym"):  # which register their environments when they are imported
+        if importlib.util.find_spec(package) is not None:
+            gymnasium.register_envs(importlib.import_module(package))
     return {
         env_id: env_id
         for env_id, spec in gymnasium.registry.items()
@@ -38,7 +39,10 @@ def make(
         os.environ.setdefault("MUJOCO_GL", "egl")  # Gymnasium's first choice, GLFW, cannot draw without a screen
 
     def one() -> gymnasium.Env[Any, Any]:
-        env = gymnasium.make(name, render_mode="rgb_array" if render else None)
+        drawing: dict[str, Any] = (
+            {"render_mode": "rgb_array"} if render else {}
+        )  # Panda-gym refuses None, gymnasium's default
+        env = gymnasium.make(name, **drawing)
         space = env.observation_space
         return FlattenObservation(env) if not isinstance(space, spaces.Box) and space.is_np_flattenable else env
 

@@ -17,6 +17,8 @@ IDS = [
     "mujoco/Hopper-v5",
     "dmc/walker-run",
     "metaworld/hammer",
+    "robotics/AdroitHandDoor-v1",
+    "myosuite/MyoHandPyramidsmallRandom-v0",
     "atari/Breakout",
     "gym/CartPole-v1",
     "gym/Pendulum-v1",
@@ -145,6 +147,7 @@ def test_every_family_lists_ids_that_can_be_made():
     for env_id in ("dmc/ball_in_cup-catch", "dmc/humanoid_CMU-run", "dmc/lqr-lqr_2_1", "dmc/cartpole-swingup_sparse"):
         make(env_id)  # dm_control's own names
     assert len(listed["metaworld"]) == 50 and "metaworld/button-press-topdown-wall" in listed["metaworld"]
+    assert len(listed["robotics"]) == 157 and len(listed["myosuite"]) == 398
     assert listed["minatar"] == [
         f"minatar/{game}" for game in ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
     ]

@@ -99,6 +99,23 @@ def test_metaworld_shows_its_goal_which_moves():
     np.testing.assert_array_equal(env.step(np.zeros((2, 4), np.float32)).observation[:, -3:], goals)
 
 
+def test_a_goal_is_part_of_the_observation():
+    env = make("robotics/HandReach-v3", num_envs=2)
+    pool = envpool.make("HandReach-v3", env_type="gymnasium", num_envs=2, seed=env_seeds(5, 2))
+    parts = pool.reset()[0]
+    expected = np.concatenate([parts["observation"], parts["achieved_goal"], parts["desired_goal"]], axis=1)
+    np.testing.assert_array_equal(env.reset(5), expected.astype(np.float32))
+    for _ in range(50):
+        step = env.step(np.zeros((2, 20), np.float32))
+    assert step.truncated.all() and not np.array_equal(step.observation, step.final_observation)
+
+
+def test_dicts_inside_dicts_are_concatenated():
+    kitchen = make("robotics/FrankaKitchen-v1")
+    observation = kitchen.reset(0)
+    assert observation.shape == (1, *kitchen.spec.observation_shape) and np.isfinite(observation).all()
+
+
 def test_envpool_has_no_snapshot():
     env = make("mujoco/Hopper-v5")
     env.reset(0)

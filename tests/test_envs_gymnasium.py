@@ -135,7 +135,8 @@ def test_the_time_limit_goes_on_counting_after_a_restore():
 class Made(gymnasium.Env):
     """An environment of a user's, with the spaces asked for."""
 
-    def __init__(self, observation_space, action_space, state=None, render_mode=None):
+    def __init__(self, observation_space, action_space, state=None, render_mode="rgb_array"):
+        assert render_mode is not None  # as Panda-gym, whose environments take no None
         self.observation_space, self.action_space, self.state = observation_space, action_space, state
         self.render_mode = render_mode
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": 1}

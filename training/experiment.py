@@ -66,8 +66,8 @@ class Experiment(Generic[A]):
     agent: A
     """the agent and its settings"""
     env: str
-    """atari/Breakout, mujoco/HalfCheetah-v5, dmc/walker-run, dmc-pixels/walker-run, metaworld/hammer, minatar/Breakout,
-    gymnax/CartPole-v1 or gym/ANY-ID"""
+    """atari/Breakout, mujoco/HalfCheetah-v5, dmc/walker-run, dmc-pixels/walker-run, metaworld/hammer, robotics/HandReach-v3,
+    minatar/Breakout, gymnax/CartPole-v1 or gym/ANY-ID; `resprout list envs`"""
     steps: int = 1_000_000
     """agent steps (decisions) over all environments"""
     seed: int = 0
