@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from ..training import Experiment
-from .stats import Interval, stratified_interval
+from .stats import Interval, differences, stratified_interval
 from .suites import Suite
 
 POLL = 0.2  # seconds between looks at the running processes
@@ -208,11 +207,6 @@ def scales(returns: Returns, tasks: Sequence[str]) -> dict[str, float]:
         if not scale > 0:
             raise ValueError(f"{arm} has a mean return of {scale:g} on {task}, which cannot be score 1")
     return found
-
-
-def differences(arm: dict[int, float], baseline: dict[int, float]) -> NDArray[np.float64]:
-    """[pairs]: arm less baseline over the seeds that both have."""
-    return np.array([arm[seed] - baseline[seed] for seed in sorted(arm.keys() & baseline.keys())])
 
 
 def tables(suite: Suite, returns: Returns) -> list[Table]:

@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from rich.console import Console
 
@@ -110,10 +109,6 @@ def test_a_directory_of_another_experiment_is_refused(tmp_path):
 
 
 # Summing up
-
-
-def test_differences_are_of_seeds_that_both_have():
-    np.testing.assert_array_equal(runner.differences({0: 5.0, 3: 1.0, 4: 9.0}, {4: 2.0, 0: 4.0, 1: 7.0}), [1.0, 7.0])
 
 
 def test_scores_are_relative_to_the_first_arm_that_has_every_task(tmp_path):
