@@ -22,7 +22,12 @@ from .stats import human_normalised
 
 PUBLISHED = Path(__file__).parent / "published"
 HUMAN_RANDOM = "human_random.csv"
-FRAMES = {"atari": 4, "atari100k": 4, "dmc": 2, "dmc-pixels": 2}  # simulator steps in an agent step of a published suite
+FRAMES = {
+    "atari": 4,
+    "atari100k": 4,
+    "dmc": 2,
+    "dmc-pixels": 2,
+}  # simulator steps in an agent step of a published suite
 METRICS = {"train_return": "return of training episodes, ours of evaluations", "success_rate": "a success rate"}
 EVIDENCE = {"memory": "recalled, not read again", "read_off": "read off a plot"}
 
@@ -145,7 +150,9 @@ def mismatches(theirs: Published, ours: Experiment[Any]) -> list[str]:
         if theirs.sticky is not None and theirs.sticky != protocol.sticky:
             said.append(f"sticky actions {theirs.sticky:g}, ours {protocol.sticky:g}")
         if theirs.life_loss_terminal is not None and theirs.life_loss_terminal != protocol.life_loss_ends_episode:
-            said.append(f"a lost life {'ends' if theirs.life_loss_terminal else 'does not end'} an episode, ours not so")
+            said.append(
+                f"a lost life {'ends' if theirs.life_loss_terminal else 'does not end'} an episode, ours not so"
+            )
     elif theirs.env_version and theirs.env_version != name and not theirs.task.startswith("ALL"):
         said.append(f"{theirs.env_version}, ours {name}")
     if theirs.agent_steps != ours.steps:
