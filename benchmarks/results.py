@@ -185,6 +185,38 @@ def _read_as(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} holds a value that cannot be read: {error}") from None
 
 
+# Adding to them
+
+
+def read_finished(path: Path, name: str, arms: Iterable[str]) -> tuple[list[Row], list[Point]]:
+    """Rows and curves of a directory that `bench run` made, or of somebody's SUITE.csv and the curves beside it."""
+    if path.suffix == ".csv":
+        curves = path.with_name(f"{path.stem}-curves.csv")
+        return read_rows(path), read_curves(curves) if curves.exists() else []
+    rows, points = [], []
+    for arm in arms:
+        for summary in sorted((path / arm).glob("*/s*/summary.json")):
+            row = row_of(summary.parent, name, arm)
+            rows.append(row)
+            points += curve_points(summary.parent, row)
+    if not rows:
+        raise ValueError(f"no finished run in {path}; resprout bench run makes some")
+    return rows, points
+
+
+def add(rows: Sequence[Row], points: Sequence[Point], name: str, folder: Path) -> int:
+    """Put rows into a folder's results, and their curves; the result is how many are new. What is there already stays."""
+    table, curves = paths(name, folder)
+    old = read_rows(table) if table.exists() else []
+    known = {row.key for row in old}
+    new = {row.key: row for row in rows if row.key not in known}
+    fresh = {key[1:] for key in new}
+    drawn = [*(read_curves(curves) if curves.exists() else []), *(point for point in points if point[:3] in fresh)]
+    write_curves(curves, drawn)  # first: a row is there only with its curves
+    write_rows(table, [*old, *new.values()])
+    return len(new)
+
+
 def _text(value: Any) -> Any:
     if isinstance(value, float):
         return "" if np.isnan(value) else f"{value:.10g}"

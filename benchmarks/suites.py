@@ -570,9 +570,10 @@ GRID: dict[str, str] = {
 }
 
 
-def grid_arms(plain: Experiment[Any], name: str) -> Arms:
-    """Every intervention by itself on one agent; ReGraMa and the random control beside ReDo."""
-    specs = {method: f"{method}:{GRID[method]}" if method in GRID else method for method in METHODS}
+def grid_arms(plain: Experiment[Any], name: str, more: Mapping[str, str]) -> Arms:
+    """Every intervention by itself on one agent; ReGraMa and the random control beside ReDo. more: fields, as in GRID."""
+    fields = GRID | dict(more)
+    specs = {method: f"{method}:{fields[method]}" if method in fields else method for method in METHODS}
     specs |= {
         "regrama": f"redo:score=gradient,{GRID['redo']}",
         "redo_random": f"redo:select=random,{GRID['redo']}",
@@ -584,7 +585,7 @@ def grid_arms(plain: Experiment[Any], name: str) -> Arms:
 def plasticity_grid_dqn() -> Suite:
     """Ours: every intervention by itself on DQN (Young & Tian, 2019), two games of MinAtar."""
     preset: Any = PRESETS["dqn_minatar"].agent
-    arms = grid_arms(Experiment(agent=preset, env=MINATAR[0], eval_episodes=30, **CONTROL_RUN), "dqn")
+    arms = grid_arms(Experiment(agent=preset, env=MINATAR[0], eval_episodes=30, **CONTROL_RUN), "dqn", {})
     return Suite(
         arms=arms,
         tasks=("minatar/Breakout", "minatar/SpaceInvaders"),
@@ -598,7 +599,8 @@ def plasticity_grid_dqn() -> Suite:
 
 def plasticity_grid_sac() -> Suite:
     """Ours: every intervention by itself on SAC (Haarnoja et al., 2018b), two tasks of MuJoCo."""
-    arms = grid_arms(Experiment(agent=SAC(), env="mujoco/Hopper-v5", **CONTROL_RUN), "sac")
+    moving = {"adam_reset": "period=1000", "adam_rel": "period=1000"}  # its target has no copies that they could follow
+    arms = grid_arms(Experiment(agent=SAC(), env="mujoco/Hopper-v5", **CONTROL_RUN), "sac", moving)
     return Suite(
         arms=arms,
         tasks=("mujoco/HalfCheetah-v5", "mujoco/Hopper-v5"),
