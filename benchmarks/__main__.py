@@ -107,7 +107,7 @@ def print_sheets(made: list[Sheet], console: Console, markdown: bool = False) ->
         if markdown:
             print(sheet.markdown())
         else:
-            console.print(sheet.rich())
+            sheet.print(console)
 
 
 def add_to_results(name: str, flags: list[str], console: Console) -> int:

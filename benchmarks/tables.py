@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE
+from rich.console import Console
 from rich.table import Table
 
 from ..training import Experiment
@@ -43,12 +44,17 @@ class Sheet:
     lines: Sequence[tuple[str, ...]]
     notes: tuple[str, ...] = ()
 
-    def rich(self) -> Table:
-        """For the terminal."""
-        table = Table(*self.columns, title=self.title, caption="\n".join(self.notes) or None, box=SIMPLE)
+    def print(self, console: Console) -> None:
+        """On a terminal; title and notes run over its width, not the table's."""
+        table = Table(*self.columns, box=SIMPLE)
         for line in self.lines:
             table.add_row(*line)
-        return table
+        console.print(self.title, markup=False)
+        console.print(table)
+        for note in self.notes:
+            console.print(note, markup=False)
+        if self.notes:
+            console.print()
 
     def markdown(self) -> str:
         rule = "|".join(["", *("---" for _ in self.columns), ""])
