@@ -19,6 +19,7 @@ from .stats import (
     Array,
     Interval,
     Scores,
+    Statistic,
     differences,
     interquartile_mean,
     mean,
@@ -289,13 +290,16 @@ def beside(
         theirs = column.of(task)
         if theirs and returns[arm][task]:
             yield theirs, task, spread(list(returns[arm][task].values()))
-    if arm not in scores or not all(scores[arm].get(task) for task in suite.tasks):
+    own = scores if suite.human else returns
+    metrics: dict[str, Statistic] = {"iqm_return": interquartile_mean}
+    if suite.human:
+        metrics = {"iqm_hns": interquartile_mean, "mean_hns": mean, "median_hns": median}
+    if arm not in own or not all(own[arm].get(task) for task in suite.tasks):
         return
-    metrics = {"iqm_hns": interquartile_mean, "mean_hns": mean, "median_hns": median} if suite.human else {}
     for metric, statistic in metrics.items():
         found = dataclasses.replace(column, metric=metric).value(f"ALL({len(suite.tasks)})")
         if found:
-            runs = arrays(scores[arm], suite.tasks)
+            runs = arrays(own[arm], suite.tasks)
             interval = cells(stratified_interval(runs, statistic=statistic), runs)
             yield found, f"{metric.partition('_')[0]}, {len(suite.tasks)} tasks", " (".join(interval) + ")"
 

@@ -360,6 +360,20 @@ def test_published_figures_stand_beside_ours_with_what_differs(real):
     assert arms.lines[0][2] == f"{((8 - 0.1) / 12 + (8 + 20.7) / 35.3) / 2:.3f}"
 
 
+def test_a_published_aggregate_stands_beside_ours_only_when_every_task_has_a_run(real):
+    suite = SUITES["resets-dmc"]()
+    row = dataclasses.replace(results.row_of(real, "resets-dmc", "sac-rr1"), arm="sac-rr1", agent_steps=2_000_000)
+    rows = [dataclasses.replace(row, task=task, final_return=100.0 * i) for i, task in enumerate(suite.tasks)]
+    by_title = {sheet.title: sheet for sheet in tables.sheets(suite, rows)}
+    aggregate = by_title["Beside nikishin_curves: iqm_return after 2,000,000 agent steps"]
+    assert aggregate.lines == [
+        ("iqm, 10 tasks", "sac-rr1", "450.000 (none of one run)", "SAC, RR 1, no resets", "577.6 (546 to 607), 10 runs")
+    ]
+    assert aggregate.notes == ("Their protocol is ours.",)
+    assert len(by_title["Beside nikishin_curves: eval_return after 2,000,000 agent steps"].lines) == 10
+    assert not [sheet for sheet in tables.sheets(suite, rows[1:]) if "iqm_return" in sheet.title]
+
+
 # Comparing
 
 
