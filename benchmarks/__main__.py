@@ -2,6 +2,7 @@
 
 import sys
 from argparse import ArgumentDefaultsHelpFormatter
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -9,14 +10,20 @@ from rich.console import Console
 from ..training.__main__ import OneLineParser, UsageError, first_line
 from ..training.specs import nearest
 from . import draw_counts
-from .runner import is_finished, read_returns, run_all, runs, tables
-from .suites import SUITES, Suite
+from .compare import compare
+from .results import RESULTS, add, paths, read_finished, read_rows
+from .runner import is_finished, run_all, runs
+from .suites import SUITES
+from .tables import Sheet, check_comparable, check_rows, gather, rows_sheet, sheets
 
 SIMULATIONS = {"errr-counts": "Fujita (2025), arXiv 2503.02269: draws of a transition over its life, all samplers"}
 USAGE = """\
 resprout bench run SUITE [--jobs N] [--budget laptop|paper] [--out DIR] [FLAG ...]     run what is not finished yet
-resprout bench table SUITE [--out DIR]                                                sum up what is finished
+resprout bench table SUITE [--out DIR] [--results DIR] [--markdown] [--rows]          sum up what is finished
+resprout bench add SUITE DIR|FILE.csv [--results DIR]                                 put finished runs into the results
+resprout bench compare RUN_DIR RUN_DIR                                                two runs side by side
 """
+ACTIONS = ("run", "table", "add", "compare")
 
 
 def names() -> list[tuple[str, str]]:
@@ -29,9 +36,11 @@ def bench(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0
-    if arguments[0] not in ("run", "table"):
-        raise UsageError(f"cannot {arguments[0]!r}; resprout bench run|table SUITE")
+    if arguments[0] not in ACTIONS:
+        raise UsageError(f"cannot {arguments[0]!r}; resprout bench {'|'.join(ACTIONS)}")
     action, rest = arguments[0], arguments[1:]
+    if action == "compare":
+        return compare_runs(rest)
     known = [name for name, _ in names()]
     if not rest or rest[0].startswith("-"):
         raise UsageError(f"which suite? resprout bench {action} SUITE; there are: {', '.join(known)}")
@@ -40,10 +49,10 @@ def bench(arguments: list[str]) -> int:
         raise UsageError(f"unknown suite {name!r}{nearest(name, known)}; there are: {', '.join(known)}")
     console = Console(highlight=False)
     if name in SIMULATIONS:
-        if action == "table":
+        if action != "run":
             raise UsageError(f"{name} is a simulation and prints its table itself: resprout bench run {name}")
         return run_draw_counts(flags, console)
-    return (run_suite if action == "run" else table_of_suite)(name, flags, console)
+    return {"run": run_suite, "table": table_of_suite, "add": add_to_results}[action](name, flags, console)
 
 
 def run_suite(name: str, flags: list[str], console: Console) -> int:
@@ -52,16 +61,36 @@ def run_suite(name: str, flags: list[str], console: Console) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on its share of the cores")
     parser.add_argument("--budget", choices=list(suite.steps), default="laptop", help=f"agent steps: {suite.steps}")
     parser.add_argument("--steps", type=int, help="agent steps of every run, instead of the budget's")
-    parser.add_argument("--arms", nargs="+", choices=list(suite.arms), default=list(suite.arms), metavar="ARM")
-    parser.add_argument("--tasks", nargs="+", choices=suite.tasks, default=suite.tasks, metavar="TASK")
-    parser.add_argument("--seeds", nargs="+", type=int, default=suite.seeds, metavar="SEED")
+    parser.add_argument(
+        "--arms",
+        nargs="+",
+        choices=list(suite.arms),
+        default=list(suite.arms),
+        metavar="ARM",
+        help=f"some of {', '.join(suite.arms)}",
+    )
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        choices=suite.tasks,
+        metavar="TASK",
+        help=f"some of {', '.join(suite.tasks)}; {few(suite.laptop_tasks)}",
+    )
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        metavar="SEED",
+        help=f"{few(suite.laptop_seeds)}, or {', '.join(map(str, suite.seeds))}",
+    )
     parser.add_argument("--keep-replay", action="store_true", help="of finished runs, so that they can be made longer")
     parser.add_argument("--out", type=Path, default=Path("runs", name), help="default: %(default)s")
     asked = parser.parse_args(flags)
     if asked.jobs < 1:
         raise UsageError(f"--jobs must be at least 1, not {asked.jobs}")
     steps = suite.steps[asked.budget] if asked.steps is None else asked.steps
-    every = runs(suite, asked.arms, asked.tasks, asked.seeds, steps, asked.out)
+    tasks, seeds = asked.tasks or suite.tasks_of(asked.budget), asked.seeds or suite.seeds_of(asked.budget)
+    every = runs(suite, asked.arms, tasks, seeds, steps, asked.out, asked.budget)
     pending = [run for run in every if not is_finished(run)]
     console.print(f"{len(every)} runs of {steps} agent steps, {len(every) - len(pending)} of them finished")
     failures = run_all(pending, asked.jobs, asked.keep_replay, console)
@@ -70,22 +99,64 @@ def run_suite(name: str, flags: list[str], console: Console) -> int:
     if failures:
         return 1
     try:
-        print_tables(suite, asked.out, console)
-    except ValueError as problem:  # all runs are done; it is a part of a suite that cannot be summed up
+        print_sheets(sheets(suite, gather(name, suite, asked.out, None)), console)
+    except ValueError as problem:  # all runs are done; they cannot be summed up beside those that were there before
         console.print(f"no table: {problem}", markup=False)
     return 0
 
 
+def few(laptop: Sequence[object]) -> str:
+    """What a flag that is not given means."""
+    return f"by default {', '.join(map(str, laptop))} at the laptop's budget" if laptop else "by default all"
+
+
 def table_of_suite(name: str, flags: list[str], console: Console) -> int:
+    suite, default = SUITES[name](), Path("runs", name)
     parser = OneLineParser(prog=f"resprout bench table {name}", description=first_line(SUITES[name].__doc__))
-    parser.add_argument("--out", type=Path, default=Path("runs", name), help="default: %(default)s")
-    print_tables(SUITES[name](), parser.parse_args(flags).out, console)
+    parser.add_argument("--out", type=Path, help=f"run directories; {default} where there are no results")
+    parser.add_argument("--results", type=Path, help=f"folder with {name}.csv; the repository's where nothing is given")
+    parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--rows", action="store_true", help="directory, digest and commit of every run instead")
+    asked = parser.parse_args(flags)
+    out, results = asked.out, asked.results
+    if out is None and results is None:
+        stored = not default.exists() and paths(name)[0].exists()
+        out, results = (None, RESULTS) if stored else (default, None)
+    rows = gather(name, suite, out, results)
+    print_sheets([rows_sheet(rows)] if asked.rows else sheets(suite, rows), console, asked.markdown)
     return 0
 
 
-def print_tables(suite: Suite, out: Path, console: Console) -> None:
-    for table in tables(suite, read_returns(suite, out)):
-        console.print(table)
+def print_sheets(made: list[Sheet], console: Console, markdown: bool = False) -> None:
+    for sheet in made:
+        if markdown:
+            print(sheet.markdown())
+        else:
+            sheet.print(console)
+
+
+def add_to_results(name: str, flags: list[str], console: Console) -> int:
+    suite = SUITES[name]()
+    parser = OneLineParser(prog=f"resprout bench add {name}", description="Put finished runs into the results.")
+    parser.add_argument("source", type=Path, help="directory of bench run, or somebody's table of this suite, .csv")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder with the suite's table; the repository's")
+    asked = parser.parse_args(flags)
+    rows, points = read_finished(asked.source, name, suite.arms)
+    check_rows(name, suite, rows)
+    table = paths(name, asked.results)[0]
+    check_comparable([*(read_rows(table) if table.exists() else []), *rows])
+    new = add(rows, points, name, asked.results)
+    console.print(f"{table}: {new} runs added, {len(rows) - new} were there already", markup=False)
+    return 0
+
+
+def compare_runs(flags: list[str]) -> int:
+    parser = OneLineParser(prog="resprout bench compare", description="Two runs side by side.")
+    parser.add_argument("runs", type=Path, nargs=2, metavar="RUN_DIR")
+    parser.add_argument("--markdown", action="store_true")
+    asked = parser.parse_args(flags)
+    print_sheets(compare(*asked.runs), Console(highlight=False), asked.markdown)
+    return 0
 
 
 def run_draw_counts(flags: list[str], console: Console) -> int:

@@ -1,4 +1,4 @@
-"""Runs a suite, each run in a process of its own, and sums up what is finished.
+"""Runs a suite, each run in a process of its own.
 
     OUT/ARM/FAMILY-TASK/s0/       run directory; its replay is dropped once the run is finished
     OUT/ARM/FAMILY-TASK/s0.log    what the process said
@@ -18,15 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
 
 from ..training import Experiment
-from .stats import Interval, stratified_interval
-from .suites import Suite
+from .suites import Budget, Suite
 
 POLL = 0.2  # seconds between looks at the running processes
 
@@ -54,11 +49,17 @@ def run_directory(out: Path, arm: str, task: str, seed: int) -> Path:
 
 
 def runs(
-    suite: Suite, arms: Sequence[str], tasks: Sequence[str], seeds: Sequence[int], steps: int, out: Path
+    suite: Suite,
+    arms: Sequence[str],
+    tasks: Sequence[str],
+    seeds: Sequence[int],
+    steps: int,
+    out: Path,
+    budget: Budget = "laptop",
 ) -> list[Run]:
     """All of them, seed by seed, so that a suite cut short has some of everything. ValueError if one cannot be."""
     return [
-        Run(arm, task, seed, suite.experiment(arm, task, seed, steps, str(run_directory(out, arm, task, seed))))
+        Run(arm, task, seed, suite.experiment(arm, task, seed, steps, str(run_directory(out, arm, task, seed)), budget))
         for seed in seeds
         for task in tasks
         for arm in arms
@@ -166,87 +167,6 @@ def final_return(directory: Path) -> float:
     """Mean return of the last evaluation; NaN if there was none."""
     value = json.loads((directory / "summary.json").read_text())["return"]
     return float("nan") if value is None else float(value)
-
-
-# What is finished, summed up
-
-Returns = dict[str, dict[str, dict[int, float]]]  # arm -> task -> seed -> mean return of the last evaluation
-
-
-def read_returns(suite: Suite, out: Path) -> Returns:
-    """Of all finished runs. ValueError where there are none, or where they are not of one length."""
-    returns: Returns = {arm: {task: {} for task in suite.tasks} for arm in suite.arms}
-    lengths: dict[int, Path] = {}
-    for arm in suite.arms:
-        for task in suite.tasks:
-            for summary in sorted(run_directory(out, arm, task, 0).parent.glob("s*/summary.json")):
-                lengths.setdefault(json.loads(summary.read_text())["agent_steps"], summary.parent)
-                returns[arm][task][int(summary.parent.name[1:])] = final_return(summary.parent)
-    if not lengths:
-        raise ValueError(f"no finished run in {out}; resprout bench run makes some")
-    if len(lengths) > 1:
-        said = ", ".join(f"{path} has {steps}" for steps, path in sorted(lengths.items()))
-        raise ValueError(f"runs of different lengths are not compared: {said} agent steps")
-    return {arm: by_task for arm, by_task in returns.items() if any(by_task.values())}
-
-
-def scale_arm(returns: Returns, tasks: Sequence[str]) -> str | None:
-    """The first arm that has runs on every one of the `tasks`; None for a single task, whose returns stay as they are."""
-    if len(tasks) == 1:
-        return None
-    complete = [arm for arm, by_task in returns.items() if all(by_task[task] for task in tasks)]
-    if not complete:
-        raise ValueError("no arm has a finished run on every task, so tasks cannot be brought to one scale yet")
-    return complete[0]
-
-
-def scales(returns: Returns, tasks: Sequence[str]) -> dict[str, float]:
-    """What is score 1 on each task: the mean return of the `scale_arm`. ValueError unless it is positive."""
-    arm = scale_arm(returns, tasks)
-    found = {task: 1.0 if arm is None else float(np.mean(list(returns[arm][task].values()))) for task in tasks}
-    for task, scale in found.items():
-        if not scale > 0:
-            raise ValueError(f"{arm} has a mean return of {scale:g} on {task}, which cannot be score 1")
-    return found
-
-
-def differences(arm: dict[int, float], baseline: dict[int, float]) -> NDArray[np.float64]:
-    """[pairs]: arm less baseline over the seeds that both have."""
-    return np.array([arm[seed] - baseline[seed] for seed in sorted(arm.keys() & baseline.keys())])
-
-
-def tables(suite: Suite, returns: Returns) -> list[Table]:
-    """Interquartile mean of every arm, its mean on every task, and its differences to its baseline; 95 % intervals."""
-    tasks = [task for task in suite.tasks if any(by_task[task] for by_task in returns.values())]
-    scale, reference = scales(returns, tasks), scale_arm(returns, tasks)
-    unit = "return" if reference is None else f"return / mean return of {reference} on the task"
-    arms = Table(*("arm", "runs", "IQM", "95 % interval"), title=f"Last evaluation: IQM of {unit}", box=SIMPLE)
-    means = Table("arm", *(task.partition("/")[2] for task in tasks), title="Mean return of the runs", box=SIMPLE)
-    for arm, by_task in returns.items():
-        interval = stratified_interval([np.array(list(by_task[task].values())) / scale[task] for task in tasks])
-        arms.add_row(arm, str(sum(len(seeds) for seeds in by_task.values())), *cells(interval))
-        means.add_row(arm, *(f"{np.mean(list(by_task[task].values())):.1f}" if by_task[task] else "" for task in tasks))
-    pairs = Table(
-        *("arm less baseline", "pairs", "IQM", "95 % interval", ""),
-        title="Differences of paired seeds, in the same unit",
-        box=SIMPLE,
-    )
-    for arm, baseline in suite.baselines.items():
-        if arm in returns and baseline in returns:
-            paired = [differences(returns[arm][task], returns[baseline][task]) / scale[task] for task in tasks]
-            interval = stratified_interval(paired)
-            pairs.add_row(f"{arm}\n- {baseline}", str(sum(map(len, paired))), *cells(interval), verdict(interval))
-    return [arms, means, pairs]
-
-
-def cells(interval: Interval) -> tuple[str, str]:
-    return f"{interval.estimate:.3f}", f"{interval.low:.3f} to {interval.high:.3f}"
-
-
-def verdict(interval: Interval) -> str:
-    if np.isnan(interval.estimate):
-        return "no pairs yet"
-    return "no difference shown" if interval.low <= 0 <= interval.high else ""
 
 
 if __name__ == "__main__":

@@ -1,31 +1,111 @@
 """Suites: what is compared with what, on which tasks, with how many seeds and agent steps."""
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..agents import ACE, DQN, SAC, DrQv2
+from ..interventions import METHODS
 from ..training import PRESETS, Experiment
+from ..training.presets import ACE_RESET, CLEANRL_C51, CLEANRL_DQN, DRQ_EPS, LAP_DDQN, REDO_CODE
+from .published import Column
 
 Budget = Literal["laptop", "paper"]
+Arms = dict[str, Experiment[Any]]
 
 
 @dataclass(frozen=True)
 class Suite:
     """Every arm on every task with every seed; a run of it replaces env, steps, seed and out of the arm."""
 
-    arms: dict[str, Experiment[Any]]
+    arms: Arms
     tasks: tuple[str, ...]
     seeds: tuple[int, ...]
     steps: dict[Budget, int]  # agent steps of every run
     baselines: dict[str, str]  # arm -> the arm that it is compared with, seed by seed
+    paper: Arms = field(default_factory=dict)  # arms that differ at the paper's budget, in the period of a reset mostly
+    laptop_tasks: tuple[str, ...] = ()  # what fits a laptop, and runs there unless others are asked for; all if empty
+    laptop_seeds: tuple[int, ...] = ()  # likewise
+    agent_fields: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # task -> what it changes of every agent
+    evaluations: int = 0  # of a run, equally far apart; 0: the arm says
+    published: Mapping[str, Column] = field(default_factory=dict)  # arm -> what stands beside it
+    human: bool = False  # tables are of human-normalised scores
 
-    def experiment(self, arm: str, task: str, seed: int, steps: int, out: str) -> Experiment[Any]:
+    def experiment(
+        self, arm: str, task: str, seed: int, steps: int, out: str, budget: Budget = "laptop"
+    ) -> Experiment[Any]:
         """One run. ValueError if it cannot be."""
-        return dataclasses.replace(self.arms[arm], env=task, steps=steps, seed=seed, out=out)
+        chosen = self.paper.get(arm, self.arms[arm]) if budget == "paper" else self.arms[arm]
+        agent = dataclasses.replace(chosen.agent, **self.agent_fields.get(task, {}))
+        every = max(1, steps // self.evaluations) if self.evaluations else chosen.eval_every
+        return dataclasses.replace(chosen, agent=agent, env=task, steps=steps, seed=seed, out=out, eval_every=every)
+
+    def tasks_of(self, budget: Budget) -> tuple[str, ...]:
+        return (self.laptop_tasks if budget == "laptop" else ()) or self.tasks
+
+    def seeds_of(self, budget: Budget) -> tuple[int, ...]:
+        return (self.laptop_seeds if budget == "laptop" else ()) or self.seeds
 
 
 MINATAR = tuple(f"minatar/{game}" for game in ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders"))
+REDO_GAMES = tuple(
+    f"atari/{game}"
+    for game in (
+        *(
+            "Asterix",
+            "BeamRider",
+            "Breakout",
+            "DemonAttack",
+            "DoubleDunk",
+            "Enduro",
+            "IceHockey",
+            "Jamesbond",
+            "MsPacman",
+        ),
+        *("Pong", "Qbert", "RoadRunner", "Seaquest", "SpaceInvaders", "WizardOfWor", "YarsRevenge", "Zaxxon"),
+    )
+)
+ATARI_100K = tuple(
+    f"atari/{game}"
+    for game in (
+        *("Alien", "Amidar", "Assault", "Asterix", "BankHeist", "BattleZone", "Boxing", "Breakout", "ChopperCommand"),
+        *("CrazyClimber", "DemonAttack", "Freeway", "Frostbite", "Gopher", "Hero", "Jamesbond", "Kangaroo", "Krull"),
+        *("KungFuMaster", "MsPacman", "Pong", "PrivateEye", "Qbert", "RoadRunner", "Seaquest", "UpNDown"),
+    )
+)
+ARR_GAMES = tuple(
+    f"atari/{game}"
+    for game in (
+        *("Alien", "Amidar", "Assault", "Asterix", "BankHeist", "Boxing", "Breakout", "ChopperCommand", "CrazyClimber"),
+        *("DemonAttack", "Enduro", "Freeway", "KungFuMaster", "Pong", "RoadRunner", "Seaquest", "SpaceInvaders"),
+    )
+)
+NIKISHIN_DMC = tuple(
+    f"dmc/{task}"
+    for task in (
+        *("acrobot-swingup", "cheetah-run", "finger-turn_hard", "fish-swim", "hopper-hop", "humanoid-run"),
+        *("humanoid-stand", "quadruped-run", "swimmer-swimmer15", "walker-run"),
+    )
+)
+MUJOCO = ("HalfCheetah", "Hopper", "Walker2d", "Ant", "Humanoid")
+SEEDS = tuple(range(10))
+THREE = (0, 1, 2)
+ATARI_RUN: dict[str, Any] = {"checkpoint_every": 250_000, "keep_checkpoints": 1, "diagnose_every": 50_000}
+CONTROL_RUN: dict[str, Any] = {"checkpoint_every": 50_000, "keep_checkpoints": 1, "diagnose_every": 10_000}
+ATARI_100K_RUN: dict[str, Any] = {
+    "protocol": "atari100k",
+    "eval_every": 0,
+    "eval_episodes": 100,
+    "checkpoint_every": 25_000,
+    "keep_checkpoints": 1,
+    "diagnose_every": 5_000,
+}
+
+
+def against(arms: Arms, baseline: str) -> dict[str, str]:
+    """Every other arm compared with one."""
+    return dict.fromkeys((arm for arm in arms if arm != baseline), baseline)
 
 
 def errr_minatar() -> Suite:
@@ -64,4 +144,488 @@ def errr_minatar() -> Suite:
     )
 
 
-SUITES: dict[str, Callable[[], Suite]] = {"errr-minatar": errr_minatar}  # each with its source in its first line
+def redo_minatar() -> Suite:
+    """Sokar et al. (2023, arXiv 2302.12902), ReDo and what it was compared with, on MinAtar at replay ratios 1 and 4.
+
+    All arms are the preset dqn_minatar. The target follows every 1,000 agent steps at either ratio, as in their code.
+    ReDo recycles at tau 0.1 every 1,000 gradient steps; random recycles as many units, chosen at random; reset draws the output
+    layer and the last hidden one anew every 50,000 gradient steps (100,000, their best, at the paper's budget); decay is
+    their best weight decay, 1e-5 in the gradient before Adam.
+    """
+    preset: Any = PRESETS["dqn_minatar"].agent
+    methods = {
+        "dqn": (),
+        "redo": (f"redo:tau=0.1,period=1000,probe=64,{REDO_CODE}",),
+        "reset": ("reset:period=50000,last=2",),
+        "decay": ("weight_decay:lam=1e-5",),
+        "layer_norm": ("layer_norm",),
+        "random": (f"redo:select=random,tau=0.1,period=1000,probe=64,{REDO_CODE}",),
+    }
+    arms = {
+        f"{method}-rr{ratio}": Experiment(
+            agent=dataclasses.replace(preset, replay_ratio=float(ratio), target_period=1_000 * ratio),
+            env=MINATAR[0],
+            interventions=specs,
+            eval_episodes=30,
+            **CONTROL_RUN,
+        )
+        for ratio in (1, 4)
+        for method, specs in methods.items()
+    }
+    later = {
+        arm: dataclasses.replace(each, interventions=("reset:period=100000,last=2",))
+        for arm, each in arms.items()
+        if arm.startswith("reset")
+    }
+    return Suite(
+        arms=arms,
+        tasks=MINATAR,
+        seeds=SEEDS,
+        steps={"laptop": 200_000, "paper": 5_000_000},  # paper: Young & Tian (2019) on MinAtar
+        baselines={arm: "dqn-" + arm.rpartition("-")[2] for arm in arms if not arm.startswith("dqn-")},
+        paper=later,
+        laptop_tasks=tuple(f"minatar/{game}" for game in ("Asterix", "Breakout", "SpaceInvaders")),
+        laptop_seeds=tuple(range(5)),
+        evaluations=10,
+    )
+
+
+def redo_atari() -> Suite:
+    """Sokar et al. (2023, arXiv 2302.12902), figures 10 and 13: ReDo on DQN, 17 Atari games, replay ratios 0.25 to 2.
+
+    Dopamine's protocol (sticky actions, whole games), 10 million frames. The target follows every 8,000 agent steps at every
+    ratio. ReDo at tau 0.1, at ratio 0.25 0.025, every 1,000 gradient steps. At ratio 1 also a reset of the penultimate layer
+    every 100,000 gradient steps (here with the output layer), and weight decay 1e-5. Theirs are returns of training episodes.
+    """
+    arms: Arms = {}
+    columns = {}
+    for ratio in (0.25, 0.5, 1.0, 2.0):
+        agent = DQN(replay_ratio=ratio, target_period=round(8_000 * ratio))
+        tau = 0.025 if ratio == 0.25 else 0.1
+        methods: dict[str, tuple[str, ...]] = {"dqn": (), "redo": (f"redo:tau={tau},period=1000,probe=64,{REDO_CODE}",)}
+        if ratio == 1:
+            methods |= {"reset": ("reset:period=100000,last=2",), "decay": ("weight_decay:lam=1e-5",)}
+        theirs = {"dqn": "DQN", "redo": "DQN + ReDo", "reset": "DQN + reset", "decay": "DQN + weight decay"}
+        for method, specs in methods.items():
+            arm, variant = f"{method}-rr{ratio:g}", f"RR {ratio:g}"
+            arms[arm] = Experiment(
+                agent=agent, env=REDO_GAMES[0], protocol="dopamine", interventions=specs, **ATARI_RUN
+            )
+            columns[arm] = Column("redo_paper", "atari", theirs[method], variant, "iqm_hns", 10_000_000)
+    return Suite(
+        arms=arms,
+        tasks=REDO_GAMES,
+        seeds=SEEDS,
+        steps={"laptop": 100_000, "paper": 2_500_000},
+        baselines={arm: "dqn-" + arm.rpartition("-")[2] for arm in arms if not arm.startswith("dqn-")},
+        laptop_tasks=("atari/DemonAttack",),
+        laptop_seeds=THREE,
+        evaluations=10,
+        published=columns,
+        human=True,
+    )
+
+
+def redo_sac() -> Suite:
+    """Sokar et al. (2023, arXiv 2302.12902), ReDo on SAC (reward scale 0.1, Glorot kernels), on MuJoCo v4.
+
+    They have v2 and find no gain. At the paper's budget tau 0 and resets of everything every 200,000 gradient steps; at the
+    laptop's every 20,000 and 50,000, for nothing would happen in a run of 200,000 agent steps otherwise. decay: 1e-5. ace: the
+    preset ace_small at SAC's reward. The published column is SAC without reward scale.
+    """
+    base = SAC(initialiser="xavier", reward_scale=0.1)
+    run = CONTROL_RUN | {"env": "mujoco/Hopper-v4", "eval_episodes": 30}
+
+    def methods(recycle: int, renew: int) -> Arms:
+        return {
+            "redo": Experiment(
+                agent=base, interventions=(f"redo:tau=0,period={recycle},probe=256,{REDO_CODE}",), **run
+            ),
+            "reset": Experiment(agent=base, interventions=(f"reset:period={renew}",), **run),
+        }
+
+    arms = {
+        "sac": Experiment(agent=base, **run),
+        **methods(20_000, 50_000),
+        "decay": Experiment(agent=base, interventions=("weight_decay:lam=1e-5",), **run),
+        "ace": ace_small_arm(run),
+    }
+    return Suite(
+        arms=arms,
+        tasks=tuple(f"mujoco/{task}-v4" for task in ("HalfCheetah", "Hopper", "Walker2d", "Ant")),
+        seeds=SEEDS,
+        steps={"laptop": 200_000, "paper": 1_000_000},
+        baselines=against(arms, "sac"),
+        paper=methods(200_000, 200_000),
+        laptop_tasks=("mujoco/HalfCheetah-v4", "mujoco/Hopper-v4"),
+        laptop_seeds=THREE,
+        evaluations=10,
+        published={"sac": Column("simbav2_repo", "mujoco", "SAC", budget=1_000_000)},
+    )
+
+
+def ace_small_arm(run: dict[str, Any]) -> Experiment[Any]:
+    preset: Any = PRESETS["ace_small"].agent
+    return Experiment(agent=preset, replay="without_replacement", interventions=(ACE_RESET,), **run)
+
+
+def resets_dmc() -> Suite:
+    """Nikishin et al. (2022, arXiv 2205.07802), SAC on ten DeepMind Control tasks, replay ratios 1 and 32, with and without resets.
+
+    Everything is drawn anew every 200,000 agent steps of 2 million; at the laptop's budget every 10,000 of 50,000. jaxrl's SAC:
+    target entropy half the dimension of the action. Resets hurt at ratio 1 and help at 32: both signs are published.
+    """
+
+    def at(every: int) -> Arms:
+        made: Arms = {}
+        for ratio in (1, 32):
+            agent = SAC(entropy_per_action=-0.5, replay_ratio=float(ratio))
+            for name, specs in (("sac", ()), ("reset", (f"reset:period={every * ratio}",))):
+                made[f"{name}-rr{ratio}"] = Experiment(
+                    agent=agent, env=NIKISHIN_DMC[0], interventions=specs, **CONTROL_RUN | {"checkpoint_every": 10_000}
+                )
+        return made
+
+    source = ("nikishin_curves", "dmc", "SAC")
+    return Suite(
+        arms=at(10_000),
+        tasks=NIKISHIN_DMC,
+        seeds=SEEDS,
+        steps={"laptop": 50_000, "paper": 2_000_000},
+        baselines={"reset-rr1": "sac-rr1", "reset-rr32": "sac-rr32"},
+        paper={arm: each for arm, each in at(200_000).items() if arm.startswith("reset")},
+        laptop_tasks=("dmc/cheetah-run", "dmc/walker-run"),
+        laptop_seeds=(0,),
+        evaluations=10,
+        published={
+            f"{name}-rr{ratio}": Column(*source, f"RR {ratio}{variant}", budget=2_000_000)
+            for ratio in (1, 32)
+            for name, variant in (("sac", ", no resets"), ("reset", " + resets every 200k"))
+        },
+    )
+
+
+def errr_atari() -> Suite:
+    """Fujita (2025, arXiv 2503.02269), DQN and C51 with random reshuffling: CleanRL's settings and protocol, 10 million agent steps.
+
+    wr: with replacement; wor: without it inside a batch; rrc: random reshuffling. The games are those of CleanRL's published
+    tables, whose own runs stand beside wr; the paper's tables could not be had.
+    """
+    agents = {"dqn": CLEANRL_DQN, "c51": CLEANRL_C51}
+    samplers = {"wr": "uniform", "wor": "without_replacement", "rrc": "reshuffled"}
+    arms = {
+        f"{name}-{label}": Experiment(
+            agent=agent, env="atari/Breakout", protocol="cleanrl", replay=sampler, **ATARI_RUN
+        )
+        for name, agent in agents.items()
+        for label, sampler in samplers.items()
+    }
+    return Suite(
+        arms=arms,
+        tasks=("atari/BeamRider", "atari/Breakout", "atari/Pong"),
+        seeds=SEEDS,
+        steps={"laptop": 200_000, "paper": 10_000_000},
+        baselines={arm: arm.rpartition("-")[0] + "-wr" for arm in arms if not arm.endswith("-wr")},
+        laptop_tasks=("atari/Pong",),
+        laptop_seeds=THREE,
+        evaluations=10,
+        published={
+            "dqn-wr": Column("cleanrl_docs", "atari", "DQN", "JAX, dqn_atari_jax.py", "train_return", 10_000_000),
+            "c51-wr": Column("cleanrl_docs", "atari", "C51", "JAX, c51_atari_jax.py", "train_return", 10_000_000),
+        },
+        human=True,
+    )
+
+
+def errr_atari_lap() -> Suite:
+    """Fujita (2025, arXiv 2503.02269), double DQN with LAP and masked reshuffling: sticky actions, 50 million agent steps.
+
+    lap: prioritised with replacement; rrm: RR-M. A suite of its own, for errr-atari has another protocol and length.
+    """
+    samplers = {"lap": "prioritized:alpha=0.6,beta=0,minimum=0.01", "rrm": "masked:alpha=0.6,minimum=0.01"}
+    arms = {
+        name: Experiment(agent=LAP_DDQN, env="atari/Breakout", protocol="dopamine", replay=sampler, **ATARI_RUN)
+        for name, sampler in samplers.items()
+    }
+    return Suite(
+        arms=arms,
+        tasks=("atari/BeamRider", "atari/Breakout", "atari/Pong"),
+        seeds=SEEDS,
+        steps={"laptop": 100_000, "paper": 50_000_000},
+        baselines={"rrm": "lap"},
+        laptop_tasks=("atari/Pong",),
+        laptop_seeds=THREE,
+        evaluations=10,
+        human=True,
+    )
+
+
+def ace() -> Suite:
+    """Ji et al. (2024, arXiv 2402.14528), ACE with the authors' one setting on tasks of its domains MuJoCo, DMC and Meta-World.
+
+    ace: causal weights and resets; weights and reset: one of them; sac: neither, the same networks and delays. Their list of
+    tasks is known in part, so these are ours; Adroit, Shadow hand, Panda-gym and ROBEL are left out. Per-task figures of
+    theirs are not published.
+    """
+    arms = ace_arms(ACE(), {"env": "mujoco/Hopper-v4", **CONTROL_RUN})
+    return Suite(
+        arms=arms,
+        tasks=(
+            *(f"mujoco/{task}-v4" for task in ("HalfCheetah", "Hopper", "Walker2d", "Ant")),
+            *(f"dmc/{task}" for task in ("hopper-hop", "quadruped-run", "walker-run", "humanoid-walk", "dog-walk")),
+            *(
+                f"metaworld/{task}"
+                for task in ("coffee-button", "hammer", "pick-place-wall", "door-open", "sweep-into")
+            ),
+        ),
+        seeds=SEEDS,
+        steps={"laptop": 50_000, "paper": 1_000_000},
+        baselines=against(arms, "sac"),
+        laptop_tasks=("mujoco/Hopper-v4",),
+        laptop_seeds=THREE,
+        evaluations=10,
+    )
+
+
+def ace_mujoco_small() -> Suite:
+    """Ji et al. (2024, arXiv 2402.14528), ACE with two layers of 256 units and batches of 256, on MuJoCo v4.
+
+    Arms as in ace, and ReDo (tau 0.1 every 20,000 gradient steps) and resets of everything (every 50,000) on the same sac. ACE's own
+    reset comes every 100,000 gradient steps. The published column is another SAC: of SimbaV2's authors, batches and warm-up as here.
+    """
+    run: dict[str, Any] = {"env": "mujoco/Hopper-v4", **CONTROL_RUN}
+    arms = ace_arms(ACE(hidden=(256, 256), activation="elu+relu", batch_size=256), run)
+    for name, spec in (("redo", "redo:tau=0.1,period=20000"), ("renew", "reset:period=50000")):
+        arms[name] = dataclasses.replace(arms["sac"], interventions=(spec,))
+    return Suite(
+        arms=arms,
+        tasks=tuple(f"mujoco/{task}-v4" for task in MUJOCO),
+        seeds=SEEDS,
+        steps={"laptop": 200_000, "paper": 1_000_000},
+        baselines=against(arms, "sac"),
+        laptop_tasks=("mujoco/HalfCheetah-v4", "mujoco/Hopper-v4"),
+        laptop_seeds=THREE,
+        evaluations=10,
+        published={"sac": Column("simbav2_repo", "mujoco", "SAC", budget=1_000_000)},
+    )
+
+
+def ace_arms(agent: ACE, run: dict[str, Any]) -> Arms:
+    plain = dataclasses.replace(agent, causal_every=0)
+    common = {"replay": "without_replacement", **run}
+    return {
+        "sac": Experiment(agent=plain, **common),
+        "ace": Experiment(agent=agent, interventions=(ACE_RESET,), **common),
+        "weights": Experiment(agent=agent, **common),
+        "reset": Experiment(agent=plain, interventions=(ACE_RESET,), **common),
+    }
+
+
+def arr_dmc() -> Suite:
+    """Ma et al. (2024, arXiv 2310.07418), Adaptive RR on DrQ-v2: DeepMind Control from pixels, 2 million frames.
+
+    rr0.5 and rr2 are fixed; arr goes from the first to the second; reset draws actor and critic anew every 100,000 agent steps and keeps
+    the encoder; redo recycles in both at tau 0.025 every 1,000 gradient steps (their settings on pixels are not stated).
+    """
+    actor_and_critic = "learner=actor+critic"
+    methods: dict[str, Callable[[int], tuple[str, ...]]] = {
+        "drqv2": lambda period: (),
+        "reset": lambda period: (f"reset:period={period},{actor_and_critic}",),
+        "redo": lambda period: (f"redo:tau=0.025,period=1000,{actor_and_critic}",),
+    }
+    run: dict[str, Any] = {"env": "dmc-pixels/walker-run", **CONTROL_RUN | {"checkpoint_every": 25_000}}
+    arms: Arms = {}
+    columns = {}
+    for ratio in (0.5, 2.0):
+        for method, specs in methods.items():
+            arm = f"{method}-rr{ratio:g}"
+            variant = f"RR {ratio:g}" + {"drqv2": "", "reset": " + reset", "redo": " + ReDo"}[method]
+            arms[arm] = Experiment(agent=DrQv2(replay_ratio=ratio), interventions=specs(round(100_000 * ratio)), **run)
+            columns[arm] = Column("arr_paper", "dmc-pixels", "DrQ-v2", variant, budget=2_000_000)
+    arms["arr"] = Experiment(agent=DrQv2(), interventions=("adaptive_replay_ratio:layers=heads",), **run)
+    columns["arr"] = Column("arr_paper", "dmc-pixels", "DrQ-v2", "Adaptive RR 0.5 to 2", budget=2_000_000)
+    walker: Any = PRESETS["drqv2_walker"].agent
+    quadruped: Any = PRESETS["drqv2_quadruped"].agent
+    return Suite(
+        arms=arms,
+        tasks=tuple(f"dmc-pixels/{task}" for task in ("cheetah-run", "walker-run", "quadruped-run")),
+        seeds=SEEDS,
+        steps={"laptop": 10_000, "paper": 1_000_000},
+        baselines={
+            **{f"{name}-rr{ratio}": f"drqv2-rr{ratio}" for name in ("reset", "redo") for ratio in ("0.5", "2")},
+            "arr": "drqv2-rr0.5",
+        },
+        agent_fields={
+            "dmc-pixels/walker-run": {"n_step": walker.n_step, "batch_size": walker.batch_size},
+            "dmc-pixels/quadruped-run": {"capacity": quadruped.capacity},
+        },
+        laptop_tasks=("dmc-pixels/cheetah-run",),
+        laptop_seeds=(0,),
+        evaluations=10,
+        published=columns,
+    )
+
+
+def arr_atari100k() -> Suite:
+    """Ma et al. (2024, arXiv 2310.07418), Adaptive RR on DrQ(eps): 17 games, 100,000 agent steps of Atari 100k.
+
+    Fixed replay ratios 0.5, 1 and 2, ReDo at 1 (tau 0.025 every 1,000 gradient steps, 64 states) and Adaptive RR from 0.5 to 2. Their column
+    at ratio 1 is apparently quoted from runs of Agarwal et al. (2021).
+    """
+    redo = f"redo:tau=0.025,period=1000,probe=64,{REDO_CODE}"
+    arms: Arms = {
+        f"rr{ratio:g}": Experiment(
+            agent=dataclasses.replace(DRQ_EPS, replay_ratio=ratio), env=ARR_GAMES[0], **ATARI_100K_RUN
+        )
+        for ratio in (0.5, 1.0, 2.0)
+    }
+    arms["redo-rr1"] = dataclasses.replace(arms["rr1"], interventions=(redo,))
+    arms["arr"] = dataclasses.replace(arms["rr1"], interventions=("adaptive_replay_ratio:every=2000",))
+    variants = {"rr1": "RR 1", "arr": "Adaptive RR 0.5 to 2"}  # the others have aggregates alone
+    aggregates = {"rr0.5": "RR 0.5", "rr2": "RR 2", "redo-rr1": "RR 1 + ReDo"}
+    return Suite(
+        arms=arms,
+        tasks=ARR_GAMES,
+        seeds=SEEDS,
+        steps={"laptop": 100_000, "paper": 100_000},
+        baselines=against(arms, "rr1"),
+        laptop_tasks=("atari/Boxing",),
+        laptop_seeds=(0, 1),
+        published={
+            **{arm: Column("arr_paper", "atari100k", "DrQ(eps)", variant) for arm, variant in variants.items()},
+            **{
+                arm: Column("arr_paper", "atari100k", "DrQ(eps)", variant, "mean_hns")
+                for arm, variant in aggregates.items()
+            },
+        },
+        human=True,
+    )
+
+
+def atari100k() -> Suite:
+    """Kaiser et al. (2020), Atari 100k, 26 games: DrQ(eps) of Agarwal et al. (2021), and what may keep it plastic.
+
+    redo: Sokar et al. (2023), tau 0.1; reset: the output layers anew every 20,000 gradient steps, Nikishin et al. (2022), their rule
+    for SPR; arr: Ma et al. (2024). 100 evaluation episodes after training.
+    """
+    arms: Arms = {
+        name: Experiment(
+            agent=PRESETS[preset].agent,
+            env=ATARI_100K[0],
+            interventions=PRESETS[preset].experiment.get("interventions", ()),
+            **ATARI_100K_RUN,
+        )
+        for name, preset in (("drq", "drq_eps"), ("redo", "redo_drq"), ("reset", "reset_drq"), ("arr", "arr_drq"))
+    }
+    return Suite(
+        arms=arms,
+        tasks=ATARI_100K,
+        seeds=SEEDS,
+        steps={"laptop": 100_000, "paper": 100_000},
+        baselines=against(arms, "drq"),
+        laptop_tasks=("atari/Boxing",),
+        laptop_seeds=(0, 1),
+        published={"drq": Column("rliable_100k", "atari100k", "DrQ(eps)")},
+        human=True,
+    )
+
+
+def mujoco_v5() -> Suite:
+    """Ours: SAC (Haarnoja et al., 2018b) and friends on MuJoCo v5, one million agent steps, of which no table is published.
+
+    ace: the preset ace_mujoco, with networks of 1024; layer_norm: in actor and critics; redo: tau 0.1 every 1,000 gradient steps; reset: of
+    everything every 200,000. The published column is SAC on v4.
+    """
+    run: dict[str, Any] = {"env": "mujoco/Hopper-v5", **CONTROL_RUN}
+    sac = Experiment(agent=SAC(), **run)
+    arms: Arms = {
+        "sac": sac,
+        "layer_norm": dataclasses.replace(sac, interventions=("layer_norm",)),
+        "redo": dataclasses.replace(sac, interventions=("redo:tau=0.1,period=1000",)),
+        "reset": dataclasses.replace(sac, interventions=("reset:period=200000",)),
+        "ace": ace_arms(ACE(), run)["ace"],
+        "ace_small": ace_small_arm(run),
+    }
+    return Suite(
+        arms=arms,
+        tasks=tuple(f"mujoco/{task}-v5" for task in MUJOCO),
+        seeds=SEEDS,
+        steps={"laptop": 200_000, "paper": 1_000_000},
+        baselines=against(arms, "sac"),
+        laptop_tasks=("mujoco/HalfCheetah-v5", "mujoco/Hopper-v5"),
+        laptop_seeds=THREE,
+        evaluations=10,
+        published={"sac": Column("simbav2_repo", "mujoco", "SAC", budget=1_000_000)},
+    )
+
+
+# What acts too rarely, or too late, by default for a run of the laptop's budget; every period in gradient steps.
+GRID: dict[str, str] = {
+    "redo": "tau=0.1,period=1000",
+    "reset": "period=20000,last=2",
+    "shrink_and_perturb": "period=10000",
+    "dormancy_perturb": "period=20000",
+    "magnitude_pruning": "start=20000,end=80000",
+    "plasticity_injection": "step=40000",
+}
+
+
+def grid_arms(plain: Experiment[Any], name: str, more: Mapping[str, str]) -> Arms:
+    """Every intervention by itself on one agent; ReGraMa and the random control beside ReDo. more: fields, as in GRID."""
+    fields = GRID | dict(more)
+    specs = {method: f"{method}:{fields[method]}" if method in fields else method for method in METHODS}
+    specs |= {
+        "regrama": f"redo:score=gradient,{GRID['redo']}",
+        "redo_random": f"redo:select=random,{GRID['redo']}",
+        "reset_all": "reset:period=20000",
+    }
+    return {name: plain, **{each: dataclasses.replace(plain, interventions=(spec,)) for each, spec in specs.items()}}
+
+
+def plasticity_grid_dqn() -> Suite:
+    """Ours: every intervention by itself on DQN (Young & Tian, 2019), two games of MinAtar."""
+    preset: Any = PRESETS["dqn_minatar"].agent
+    arms = grid_arms(Experiment(agent=preset, env=MINATAR[0], eval_episodes=30, **CONTROL_RUN), "dqn", {})
+    return Suite(
+        arms=arms,
+        tasks=("minatar/Breakout", "minatar/SpaceInvaders"),
+        seeds=SEEDS,
+        steps={"laptop": 100_000, "paper": 1_000_000},
+        baselines=against(arms, "dqn"),
+        laptop_seeds=THREE,
+        evaluations=10,
+    )
+
+
+def plasticity_grid_sac() -> Suite:
+    """Ours: every intervention by itself on SAC (Haarnoja et al., 2018b), two tasks of MuJoCo."""
+    moving = {"adam_reset": "period=1000", "adam_rel": "period=1000"}  # its target has no copies that they could follow
+    arms = grid_arms(Experiment(agent=SAC(), env="mujoco/Hopper-v5", **CONTROL_RUN), "sac", moving)
+    return Suite(
+        arms=arms,
+        tasks=("mujoco/HalfCheetah-v5", "mujoco/Hopper-v5"),
+        seeds=SEEDS,
+        steps={"laptop": 100_000, "paper": 1_000_000},
+        baselines=against(arms, "sac"),
+        laptop_seeds=THREE,
+        evaluations=10,
+    )
+
+
+SUITES: dict[str, Callable[[], Suite]] = {  # each with its source in its first line
+    "redo-atari": redo_atari,
+    "redo-minatar": redo_minatar,
+    "redo-sac": redo_sac,
+    "resets-dmc": resets_dmc,
+    "errr-atari": errr_atari,
+    "errr-atari-lap": errr_atari_lap,
+    "errr-minatar": errr_minatar,
+    "ace": ace,
+    "ace-mujoco-small": ace_mujoco_small,
+    "arr-dmc": arr_dmc,
+    "arr-atari100k": arr_atari100k,
+    "atari100k": atari100k,
+    "mujoco-v5": mujoco_v5,
+    "plasticity-grid-dqn": plasticity_grid_dqn,
+    "plasticity-grid-sac": plasticity_grid_sac,
+}

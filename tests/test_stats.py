@@ -1,4 +1,7 @@
-"""Interquartile means and bootstrap intervals against cases that are known without a bootstrap."""
+"""Statistics and bootstrap intervals against cases that are known without a bootstrap, and against every resample."""
+
+import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -6,7 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import trim_mean
 
-from resprout.benchmarks.stats import iqm, stratified_interval
+from resprout.benchmarks.stats import (
+    RESAMPLES,
+    STATISTICS,
+    differences,
+    human_normalised,
+    interquartile_mean,
+    iqm,
+    mean,
+    median,
+    optimality_gap,
+    performance_profile,
+    probability_of_improvement,
+    resampled,
+    stratified_interval,
+)
 
 FINITE = st.floats(-1e6, 1e6)
 
@@ -76,3 +93,98 @@ def test_intervals_cover_the_truth():
         interval = stratified_interval(list(means + generator.normal(size=(3, 10))))
         covered += interval.low <= truth <= interval.high
     assert 0.85 <= covered / 100 <= 0.98  # a percentile bootstrap of ten runs is somewhat too narrow
+
+
+# Statistics
+
+UNEQUAL = [np.array([0.0, 4.0]), np.array([1.0]), np.array([0.25, 0.5, 3.0, 0.25])]
+
+
+def test_statistics_by_hand():
+    assert mean(UNEQUAL) == 4 / 3  # of the means 2, 1 and 1
+    assert median(UNEQUAL) == 1
+    assert optimality_gap(UNEQUAL) == pytest.approx((1 / 2 + 0 + (0.75 + 0.5 + 0.75) / 4) / 3)
+    assert optimality_gap(UNEQUAL, target=3) == pytest.approx((3 / 2 + 2 + (2.75 + 2.5 + 2.75) / 4) / 3)
+    assert interquartile_mean(UNEQUAL) == pytest.approx((0.25 + 0.25 + 0.5 + 1 + 3) / 5)  # 0 and 4 fall away
+
+
+def test_human_normalised_scores():
+    assert [human_normalised(score, random=2.0, human=12.0) for score in (2, 12, 22, -3)] == [0, 1, 2, -0.5]
+    assert human_normalised(-20, random=-30, human=-10) == 0.5
+
+
+def test_differences_are_of_seeds_that_both_have():
+    np.testing.assert_array_equal(differences({0: 5.0, 3: 1.0, 4: 9.0}, {4: 2.0, 0: 4.0, 1: 7.0}), [1.0, 7.0])
+
+
+# Against every resample there is
+
+
+def every_resample(scores):
+    """Each resample of all tasks once; all are equally likely."""
+    draws = [itertools.product(task, repeat=len(task)) for task in scores]
+    return [[np.array(task) for task in resample] for resample in itertools.product(*draws)]
+
+
+def within(counts, exact, resamples=RESAMPLES):
+    """Frequencies of each value against their probabilities, to five standard deviations."""
+    assert set(counts) <= set(exact)
+    for value, probability in exact.items():
+        spread = np.sqrt(probability * (1 - probability) / resamples)
+        assert abs(counts[value] / resamples - probability) <= 5 * spread + 1e-12, value
+
+
+def probabilities(values):
+    return {value: count / len(values) for value, count in Counter(values).items()}
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_resamples_come_as_often_as_they_should(name):
+    scores = [np.array([0.0, 1.0]), np.array([0.5, 2.0, 0.25])]  # 4 x 27 resamples
+    exact = [round(float(STATISTICS[name](resample)), 9) for resample in every_resample(scores)]
+    drawn = [round(value, 9) for value in resampled(scores, STATISTICS[name], seed=5).tolist()]
+    within(Counter(drawn), probabilities(exact))
+
+
+def test_an_interval_has_the_quantiles_of_every_resample():
+    scores = [np.array([0.0, 1.0, 7.0, 3.5]), np.array([2.0, 2.5, 40.0])]  # 256 x 27 resamples
+    exact = np.array([float(mean(resample)) for resample in every_resample(scores)])
+    interval = stratified_interval(scores, seed=1, statistic=mean)
+    assert interval.estimate == mean(scores)
+    for end, level in ((interval.low, 0.025), (interval.high, 0.975)):
+        assert abs(np.mean(exact < end) - level) < 0.01 or abs(np.mean(exact <= end) - level) < 0.01
+
+
+def test_probability_of_improvement_by_hand():
+    # of six pairs the first arm wins three and ties one; on the second task it wins its only pair
+    won = probability_of_improvement(
+        [np.array([1.0, 3.0]), np.array([5.0])], [np.array([1.0, 2.0, 0.0]), np.array([4.0])]
+    )
+    assert won.estimate == pytest.approx((4.5 / 6 + 1) / 2)
+    assert probability_of_improvement([np.ones(3)], [np.ones(4)]) == pytest.approx((0.5, 0.5, 0.5))
+    assert probability_of_improvement([np.array([2.0, 3.0])], [np.array([0.0, 1.0])]) == pytest.approx((1, 1, 1))
+    assert np.isnan(probability_of_improvement([np.array([])], [np.ones(2)])).all()
+
+
+def test_probability_of_improvement_against_every_resample():
+    arm, baseline = np.array([1.0, 4.0, 2.0]), np.array([2.0, 3.0])
+    exact = np.array([np.mean((x[:, None] > y) + 0.5 * (x[:, None] == y)) for x, y in every_resample([arm, baseline])])
+    interval = probability_of_improvement([arm], [baseline], seed=2)
+    assert interval.estimate == np.mean((arm[:, None] > baseline) + 0.5 * (arm[:, None] == baseline))
+    assert interval.low == pytest.approx(np.quantile(exact, 0.025), abs=1e-9)
+    assert interval.high == pytest.approx(np.quantile(exact, 0.975), abs=1e-9)
+
+
+def test_profile_by_hand_and_against_every_resample():
+    scores, thresholds = [np.array([0.0, 1.0]), np.array([0.5, 2.0, 0.25])], np.array([-1.0, 0.0, 0.5, 2.0])
+    profile = performance_profile(scores, thresholds, seed=3)
+    np.testing.assert_allclose(profile.estimate, [1, (0.5 + 1) / 2, (0.5 + 1 / 3) / 2, 0])
+    shares = np.array(
+        [
+            np.mean([(task[:, None] > thresholds).mean(axis=0) for task in resample], axis=0)
+            for resample in every_resample(scores)
+        ]
+    )
+    np.testing.assert_allclose(profile.low, np.quantile(shares, 0.025, axis=0), atol=1e-9)
+    np.testing.assert_allclose(profile.high, np.quantile(shares, 0.975, axis=0), atol=1e-9)
+    assert np.isnan(performance_profile([], thresholds).estimate).all()

@@ -7,17 +7,19 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack, closing
 from pathlib import Path
 
-import numpy as np
 import pytest
 from rich.console import Console
 
 from resprout.agents import DQN
-from resprout.benchmarks import runner
+from resprout.benchmarks import runner, tables
 from resprout.benchmarks.suites import SUITES, Suite
+from resprout.envs import make
 from resprout.training import Experiment
 from resprout.training import __main__ as command_line
+from resprout.training.run import Run
 
 SMALL = DQN(warmup=100, batch_size=8, hidden=(8,), capacity=300, epsilon_decay_steps=100)
 CARTPOLE = Experiment(agent=SMALL, env="gym/CartPole-v1", eval_episodes=2, eval_every=0, checkpoint_every=0)
@@ -31,19 +33,12 @@ TINY = Suite(
 
 
 def finish(out: Path, arm: str, task: str, seed: int, value: float, steps: int = 150) -> None:
-    """What a finished run of TINY leaves, as far as it is read."""
+    """What a finished run of TINY leaves, as far as `is_finished` reads it."""
     directory = runner.run_directory(out, arm, task, seed)
     directory.mkdir(parents=True)
     experiment = TINY.experiment(arm, task, seed, steps, str(directory))
     (directory / "config.json").write_text(json.dumps({"digest": experiment.digest()}))
     (directory / "summary.json").write_text(json.dumps({"return": value, "agent_steps": steps}))
-
-
-def rendered(tables) -> str:
-    console = Console(file=io.StringIO(), width=200)
-    for table in tables:
-        console.print(table)
-    return console.file.getvalue()
 
 
 # What a suite holds
@@ -54,10 +49,90 @@ def test_every_suite_can_be_run(name):
     suite = SUITES[name]()
     assert SUITES[name].__doc__
     assert len(suite.seeds) >= 10 and set(suite.steps) == {"laptop", "paper"}
-    assert set(suite.baselines) | set(suite.baselines.values()) <= set(suite.arms)
+    assert set(suite.baselines) | set(suite.baselines.values()) | set(suite.paper) <= set(suite.arms)
+    assert set(suite.published) <= set(suite.arms)
+    for budget in suite.steps:
+        assert set(suite.tasks_of(budget)) <= set(suite.tasks) and set(suite.seeds_of(budget)) <= set(suite.seeds)
+        for arm in suite.arms:
+            for task in suite.tasks:
+                experiment = suite.experiment(arm, task, 0, suite.steps[budget], "out", budget)
+                assert type(experiment).from_json(experiment.to_json()).digest() == experiment.digest()
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_every_arm_builds_and_every_intervention_fits(name):
+    if name == "arr-dmc":
+        pytest.importorskip("dm_control")
+    suite = SUITES[name]()
+    task = suite.tasks_of("laptop")[0]
+    spec = make(task, protocol=next(iter(suite.arms.values())).protocol).spec
     for arm in suite.arms:
-        for task in suite.tasks:
-            suite.experiment(arm, task, 0, suite.steps["laptop"], "out").sampler()
+        for budget in suite.steps:
+            suite.experiment(arm, task, 0, suite.steps[budget], "out", budget).build_agent(spec)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in SUITES if name != "arr-dmc"])  # pixels want a screen
+def test_every_arm_can_begin_on_every_kind_of_task(name, tmp_path):
+    suite = SUITES[name]()
+    tasks = {task.partition("/")[0]: task for task in suite.tasks}  # one of each family
+    for arm in suite.arms:
+        for task in tasks.values():
+            experiment = suite.experiment(arm, task, 0, suite.steps["laptop"], str(tmp_path / "run"))
+            smaller = dataclasses.replace(experiment.agent, capacity=10_000)  # ACE's fit reads as many
+            with ExitStack() as stack:
+                env = stack.enter_context(closing(make(task, protocol=experiment.protocol)))
+                run_ = dataclasses.replace(experiment, agent=smaller)
+                Run(run_, tmp_path / "run", env, run_.build_agent(env.spec), (), True, stack).fresh()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_budgets_of_a_suite_differ_where_it_says_so():
+    suite = SUITES["redo-sac"]()
+    made = {
+        budget: {arm: suite.experiment(arm, suite.tasks[0], 0, steps, "out", budget) for arm in suite.arms}
+        for budget, steps in suite.steps.items()
+    }
+    assert {arm for arm in suite.arms if made["laptop"][arm].digest() != made["paper"][arm].digest()} == set(
+        suite.paper
+    )
+    for budget, steps in suite.steps.items():
+        assert made[budget]["sac"].eval_every == steps // 10
+        period = int(made[budget]["redo"].acting[0].spec.partition("period=")[2].partition(",")[0])
+        updates = steps - made[budget]["redo"].agent.warmup
+        assert updates // period == (9 if budget == "laptop" else 4)
+
+
+def test_a_task_may_change_the_agent():
+    suite = SUITES["arr-dmc"]()
+    walker, cheetah = (
+        suite.experiment("arr", f"dmc-pixels/{task}", 0, 5_000, "out") for task in ("walker-run", "cheetah-run")
+    )
+    assert (walker.agent.n_step, walker.agent.batch_size) == (1, 512)
+    assert (cheetah.agent.n_step, cheetah.agent.batch_size) == (3, 256)
+
+
+def test_redo_minatar_differs_from_its_baseline_by_the_intervention_alone():
+    suite = SUITES["redo-minatar"]()
+    assert {suite.arms[arm].ratio for arm in suite.arms} == {1, 4}
+    for arm, baseline in suite.baselines.items():
+        assert suite.arms[arm].interventions and not suite.arms[baseline].interventions
+        assert dataclasses.replace(suite.arms[arm], interventions=()) == suite.arms[baseline]
+    target = {arm: each.agent.target_period / each.ratio for arm, each in suite.arms.items()}
+    assert set(target.values()) == {1_000}  # agent steps
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_a_published_column_has_one_protocol_and_at_least_one_figure(name):
+    suite = SUITES[name]()
+    for column in suite.published.values():
+        found = [row for task in suite.tasks if (row := column.of(task))]
+        for metric in ("iqm_hns", "mean_hns"):
+            found.append(dataclasses.replace(column, metric=metric).value(f"ALL({len(suite.tasks)})"))
+        found = [row for row in found if row]
+        assert found, column
+        assert len({(row.sticky, row.life_loss_terminal, row.budget) for row in found}) == 1
+        assert not {row.evidence for row in found} & {"memory"}
 
 
 def test_errr_minatar_changes_nothing_but_the_sampler_between_compared_arms():
@@ -109,57 +184,6 @@ def test_a_directory_of_another_experiment_is_refused(tmp_path):
         runner.is_finished(run)
 
 
-# Summing up
-
-
-def test_differences_are_of_seeds_that_both_have():
-    np.testing.assert_array_equal(runner.differences({0: 5.0, 3: 1.0, 4: 9.0}, {4: 2.0, 0: 4.0, 1: 7.0}), [1.0, 7.0])
-
-
-def test_scores_are_relative_to_the_first_arm_that_has_every_task(tmp_path):
-    first, second = TINY.tasks
-    finish(tmp_path, "a", first, 0, 50.0)  # `a` has no run on the second task
-    for seed, (on_first, on_second) in enumerate([(10.0, 4.0), (30.0, 4.0)]):
-        finish(tmp_path, "b", first, seed, on_first)
-        finish(tmp_path, "b", second, seed, on_second)
-    returns = runner.read_returns(TINY, tmp_path)
-    assert returns == {"a": {first: {0: 50.0}, second: {}}, "b": {first: {0: 10.0, 1: 30.0}, second: {0: 4.0, 1: 4.0}}}
-    assert runner.scales(returns, TINY.tasks) == {first: 20.0, second: 4.0}
-    said = rendered(runner.tables(TINY, returns))
-    assert "2.500" in said  # 50 / 20
-    assert "-2.000" in said  # (10 - 50) / 20
-
-
-def test_returns_of_a_single_task_stay_as_they_are(tmp_path):
-    for seed, value in enumerate([1.0, -3.0]):
-        finish(tmp_path, "a", TINY.tasks[0], seed, value)
-        finish(tmp_path, "b", TINY.tasks[0], seed, value + 2)
-    said = rendered(runner.tables(TINY, runner.read_returns(TINY, tmp_path)))
-    assert "-1.000" in said and "-3.000 to 1.000" in said
-    assert "2.000 to 2.000" in said and "no difference shown" not in said
-
-
-def test_an_interval_around_zero_is_called_no_difference(tmp_path):
-    for seed, difference in enumerate([-1.0, 1.0, 0.5]):
-        finish(tmp_path, "a", TINY.tasks[0], seed, 5.0)
-        finish(tmp_path, "b", TINY.tasks[0], seed, 5.0 + difference)
-    assert "no difference shown" in rendered(runner.tables(TINY, runner.read_returns(TINY, tmp_path)))
-
-
-def test_what_cannot_be_summed_up_is_one_line(tmp_path):
-    with pytest.raises(ValueError, match="no finished run"):
-        runner.read_returns(TINY, tmp_path)
-    finish(tmp_path, "a", TINY.tasks[0], 0, 0.0)
-    with pytest.raises(ValueError, match="no arm has a finished run on every task"):
-        runner.scales(runner.read_returns(TINY, tmp_path), TINY.tasks)
-    finish(tmp_path, "a", TINY.tasks[1], 0, 1.0)
-    with pytest.raises(ValueError, match="mean return of 0 on gym/CartPole-v1, which cannot be score 1"):
-        runner.scales(runner.read_returns(TINY, tmp_path), TINY.tasks)
-    finish(tmp_path, "a", TINY.tasks[0], 1, 1.0, steps=300)
-    with pytest.raises(ValueError, match="different lengths"):
-        runner.read_returns(TINY, tmp_path)
-
-
 # Processes
 
 
@@ -174,8 +198,7 @@ def test_one_failure_stops_nothing_and_is_told(tmp_path):
     assert runner.is_finished(every[1])
     assert not (every[1].directory / "replay").exists()
     assert "FAILED" in console.file.getvalue()
-    said = rendered(runner.tables(broken, runner.read_returns(broken, tmp_path)))
-    assert "broken" not in said
+    assert [row.arm for row in tables.gather("tiny", broken, tmp_path, None)] == ["a"]
 
 
 COMMAND = [sys.executable, "-P", "-m", "resprout.training", "bench", "run", "errr-minatar"]
@@ -212,11 +235,18 @@ def test_end_to_end_stopped_and_gone_on_with(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["rnu"], "resprout bench run|table SUITE"),
+        (["rnu"], "resprout bench run|table|add|compare"),
         (["run"], "which suite?"),
         (["run", "errr-minatra"], "unknown suite 'errr-minatra' (did you mean errr-minatar"),
         (["table", "errr-counts"], "prints its table itself"),
-        (["table", "errr-minatar"], "no finished run in runs/errr-minatar"),
+        (["add", "errr-counts", "out"], "prints its table itself"),
+        (["table", "errr-minatar", "--out", "runs"], "no finished run in runs"),
+        (["table", "errr-minatar", "--results", "res"], "there are no results at res/errr-minatar.csv"),
+        (["add", "errr-minatar"], "required: source"),
+        (["add", "errr-minatar", "runs"], "no finished run in runs"),
+        (["add", "errr-minatar", "mine.csv"], "there are no results at mine.csv"),
+        (["compare", "one"], "required: RUN_DIR"),
+        (["compare", "one", "two"], "one is not a run directory"),
         (["run", "errr-minatar", "--budget", "huge"], "--budget"),
         (["run", "errr-minatar", "--jobs", "0"], "--jobs must be at least 1"),
         (["run", "errr-minatar", "--arms", "dqn"], "--arms"),
@@ -240,4 +270,4 @@ def test_help_and_lists(capsys):
     assert command_line.dispatch(["list", "suites"]) == 0
     listed = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert set(listed) == {*SUITES, "errr-counts"}
-    assert all("Fujita (2025)" in line for line in listed.values())
+    assert "Sokar et al. (2023" in listed["redo-atari"] and "Fujita (2025)" in listed["errr-counts"]

@@ -1,0 +1,251 @@
+"""Finished runs as small tables that go into the repository: a row for each run, and thinned points of its curves.
+
+    results/SUITE.csv           a line per run; the columns are the fields of `Row`
+    results/SUITE-curves.csv    a line per run and tenth or so of it; a column per metric, empty where nothing was measured
+
+From these two, tables and reports are made without the run directories, and each row says from which directory,
+configuration and commit it came.
+"""
+
+import csv
+import dataclasses
+import datetime
+import io
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..training.checkpoint import write_atomically
+from ..training.metrics import read_metrics
+
+SCHEMA = 1  # of both files; a reader refuses every other
+RESULTS = Path(__file__).parent / "results"
+POINTS = 20  # of a curve, at most: one for each of as many equal parts of a run
+RETURNS = ("eval/return", "episode/return")
+CURVES = (  # beside these a metric is kept if its name begins so
+    "dormant/post/tau0/",
+    "dormant/post/tau0.1/",
+    "fau/",
+    "srank/",
+    "effective_rank/",
+)
+RATIO = "/replay_ratio"  # ... or ends so: what Adaptive RR has set
+
+
+@dataclass(frozen=True, order=True)
+class Row:
+    """A finished run. `digest` hashes all that training depends on, the task and the seed included."""
+
+    suite: str
+    arm: str
+    task: str
+    seed: int
+    agent_steps: int
+    gradient_steps: int
+    final_return: float  # mean of the last evaluation; NaN if there was none
+    episodes: int  # of that evaluation
+    steps_per_second: float  # agent steps while learning; NaN if there were too few to tell
+    peak_memory_bytes: int
+    protocol: str  # of Atari; empty elsewhere
+    digest: str
+    commit: str  # empty where the code was no checkout
+    resprout: str  # version
+    jax: str  # version
+    directory: str  # OUT/ARM/FAMILY-TASK/sSEED, its last four parts
+    finished: str  # date, UTC
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        """What there is one row of."""
+        return self.suite, self.arm, self.task, self.seed
+
+
+class Point(NamedTuple):
+    """The mean of a metric over one part of a run, at the agent step where that part ends."""
+
+    arm: str
+    task: str
+    seed: int
+    step: int
+    metric: str
+    value: float
+
+
+COLUMNS = tuple(part.name for part in dataclasses.fields(Row))
+READ: dict[Any, Any] = {str: str, int: int, float: lambda text: float(text or "nan")}
+POSITION = ("arm", "task", "seed", "step")  # columns of the curves before the metrics
+
+
+def row_of(directory: Path, suite: str, arm: str) -> Row:
+    """Of a finished run. ValueError, in one line, if it is none."""
+    try:
+        config = json.loads((directory / "config.json").read_text())
+        summary = json.loads((directory / "summary.json").read_text())
+        experiment, versions = config["experiment"], config["versions"]
+        task, atari = experiment["env"], experiment["env"].startswith("atari/")
+        clock = max(line["wall_clock"] for line in read_metrics(directory / "metrics.jsonl"))
+        return Row(
+            suite=suite,
+            arm=arm,
+            task=task,
+            seed=experiment["seed"],
+            agent_steps=summary["agent_steps"],
+            gradient_steps=summary["gradient_steps"],
+            final_return=number(summary["return"]),
+            episodes=len(summary["episode_returns"]),
+            steps_per_second=number(summary["steps_per_second"]),
+            peak_memory_bytes=summary["peak_memory_bytes"],
+            protocol=(experiment["protocol"] or "dopamine") if atari else "",
+            digest=config["digest"],
+            commit=config["git_commit"] or "",
+            resprout=versions["resprout"] or "",
+            jax=versions["jax"] or "",
+            directory="/".join(directory.absolute().parts[1:][-4:]),
+            finished=datetime.datetime.fromtimestamp(clock, datetime.UTC).date().isoformat(),
+        )
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{directory} is no finished run ({type(error).__name__}: {error})") from None
+
+
+def number(value: float | None) -> float:
+    """Of a summary, where None stands for what is not finite."""
+    return float("nan") if value is None else float(value)
+
+
+def curve_points(directory: Path, row: Row) -> list[Point]:
+    """The metrics of a run that a report draws, thinned to `POINTS` equal parts of its length."""
+    found: dict[tuple[int, str], list[float]] = defaultdict(list)
+    for line in read_metrics(directory / "metrics.jsonl"):
+        part = -(-line["step"] * POINTS // row.agent_steps)  # 1 to POINTS, by where it ends
+        for metric, value in line.items():
+            kept = metric in RETURNS or metric.startswith(CURVES) or metric.endswith(RATIO)
+            if kept and value is not None:
+                found[min(max(part, 1), POINTS), metric].append(value)
+    return [
+        Point(row.arm, row.task, row.seed, part * row.agent_steps // POINTS, metric, float(np.mean(values)))
+        for (part, metric), values in sorted(found.items())
+    ]
+
+
+def paths(suite: str, folder: Path = RESULTS) -> tuple[Path, Path]:
+    """Where the rows of a suite are, and where its curves."""
+    return folder / f"{suite}.csv", folder / f"{suite}-curves.csv"
+
+
+def read_rows(path: Path) -> list[Row]:
+    """ValueError, in one line, if there is no such file or it is none of ours."""
+    lines = _read(path, ("schema", *COLUMNS))
+    with _read_as(path):
+        return [Row(*(READ[part.type](line[part.name]) for part in dataclasses.fields(Row))) for line in lines]
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Sorted, so that the file says the same whatever the order; whole or not at all."""
+    lines = [
+        {"schema": SCHEMA} | {key: _text(value) for key, value in dataclasses.asdict(row).items()}
+        for row in sorted(rows, key=lambda row: row.key)
+    ]
+    _write(path, ("schema", *COLUMNS), lines)
+
+
+def read_curves(path: Path) -> list[Point]:
+    """ValueError, in one line, if there is no such file or it is none of ours."""
+    lines = _read(path, ("schema", *POSITION))
+    with _read_as(path):
+        return [
+            Point(line["arm"], line["task"], int(line["seed"]), int(line["step"]), metric, float(value))
+            for line in lines
+            for metric, value in line.items()
+            if metric not in ("schema", *POSITION) and value
+        ]
+
+
+def write_curves(path: Path, points: Iterable[Point]) -> None:
+    """Sorted, five digits; whole or not at all."""
+    lines: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for point in points:
+        place = point[:4]
+        line = lines.setdefault(place, {"schema": SCHEMA} | dict(zip(POSITION, place, strict=True)))
+        line[point.metric] = f"{point.value:.5g}"
+    metrics = sorted({metric for line in lines.values() for metric in line} - {"schema", *POSITION})
+    _write(path, ("schema", *POSITION, *metrics), [lines[place] for place in sorted(lines)])
+
+
+@contextmanager
+def _read_as(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path} holds a value that cannot be read: {error}") from None
+
+
+# Adding to them
+
+
+def read_finished(path: Path, name: str, arms: Iterable[str]) -> tuple[list[Row], list[Point]]:
+    """Rows and curves of a directory that `bench run` made, or of somebody's SUITE.csv and the curves beside it."""
+    if path.suffix == ".csv":
+        curves = path.with_name(f"{path.stem}-curves.csv")
+        return read_rows(path), read_curves(curves) if curves.exists() else []
+    rows, points = [], []
+    for arm in arms:
+        for summary in sorted((path / arm).glob("*/s*/summary.json")):
+            row = row_of(summary.parent, name, arm)
+            rows.append(row)
+            points += curve_points(summary.parent, row)
+    if not rows:
+        raise ValueError(f"no finished run in {path}; resprout bench run makes some")
+    return rows, points
+
+
+def add(rows: Sequence[Row], points: Sequence[Point], name: str, folder: Path) -> int:
+    """Put rows into a folder's results, and their curves; the result is how many are new. What is there already stays."""
+    table, curves = paths(name, folder)
+    old = read_rows(table) if table.exists() else []
+    known = {row.key for row in old}
+    new = {row.key: row for row in rows if row.key not in known}
+    fresh = {key[1:] for key in new}
+    drawn = [*(read_curves(curves) if curves.exists() else []), *(point for point in points if point[:3] in fresh)]
+    write_curves(curves, drawn)  # first: a row is there only with its curves
+    write_rows(table, [*old, *new.values()])
+    return len(new)
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if np.isnan(value) else f"{value:.10g}"
+    return value
+
+
+def _write(path: Path, columns: Sequence[str], lines: list[dict[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text.getvalue())
+
+
+def _read(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    if not path.is_file():
+        raise ValueError(f"there are no results at {path}; resprout bench add writes them")
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        missing = [column for column in columns if column not in (reader.fieldnames or ())]
+        if missing:
+            raise ValueError(f"{path} is no table of results: it has no column {', '.join(missing)}")
+        lines = list(reader)
+    for index, line in enumerate(lines, start=2):
+        if None in line or None in line.values():
+            raise ValueError(f"{path}, line {index}: not as many values as columns")
+        if line["schema"] != str(SCHEMA):
+            raise ValueError(
+                f"{path}, line {index}: schema {line['schema']!r} is not {SCHEMA}, which this version reads"
+            )
+    return lines

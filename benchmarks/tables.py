@@ -1,0 +1,353 @@
+"""Tables of a suite: interquartile means, means by task, paired differences, and published figures beside ours."""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from ..training import Experiment
+from .published import Column, Published, all_mismatches, normalised
+from .results import Row, paths, read_finished, read_rows
+from .stats import (
+    Array,
+    Interval,
+    Scores,
+    Statistic,
+    differences,
+    interquartile_mean,
+    mean,
+    median,
+    optimality_gap,
+    probability_of_improvement,
+    stratified_interval,
+)
+from .suites import Budget, Suite
+
+ENOUGH = 5  # runs of a task, below which FEW is said
+FEW = f"Intervals from fewer than {ENOUGH} runs of a task are too narrow."
+
+Returns = dict[str, dict[str, dict[int, float]]]  # arm -> task -> seed -> mean return of the last evaluation
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table that is not drawn yet."""
+
+    title: str
+    columns: tuple[str, ...]
+    lines: Sequence[tuple[str, ...]]
+    notes: tuple[str, ...] = ()
+
+    def print(self, console: Console) -> None:
+        """On a terminal; title and notes run over its width, not the table's."""
+        table = Table(*self.columns, box=SIMPLE)
+        for line in self.lines:
+            table.add_row(*line)
+        console.print(self.title, markup=False)
+        console.print(table)
+        for note in self.notes:
+            console.print(note, markup=False)
+        if self.notes:
+            console.print()
+
+    def markdown(self) -> str:
+        rule = "|".join(["", *("---" for _ in self.columns), ""])
+        lines = [f"**{self.title}**", "", *("| " + " | ".join(self.columns) + " |", rule)]
+        lines += ["| " + " | ".join(cell.replace("\n", " ") for cell in line) + " |" for line in self.lines]
+        return "\n".join([*lines, *(f"\n{note}" for note in self.notes)]) + "\n"
+
+
+# What is finished
+
+
+def gather(name: str, suite: Suite, out: Path | None, results: Path | None) -> list[Row]:
+    """Rows of run directories and of a folder of results; a run that is in both counts once.
+
+    ValueError in one line where there are none, or where they are not to be compared.
+    """
+    rows = {row.key: row for row in read_rows(paths(name, results)[0])} if results else {}
+    for row in read_finished(out, name, suite.arms)[0] if out else ():
+        known = rows.setdefault(row.key, row)
+        if known.digest != row.digest:
+            raise ValueError(f"{row.directory} and {known.directory} are one arm, task and seed of two configurations")
+    check_comparable(rows.values())
+    return sorted(rows.values())
+
+
+def check_comparable(rows: Iterable[Row]) -> None:
+    """ValueError, in one line, unless all have one length, and one protocol each family of environments."""
+    lengths: dict[int, Row] = {}
+    protocols: dict[str, Row] = {}
+    for row in rows:
+        lengths.setdefault(row.agent_steps, row)
+        if row.task.startswith("atari/"):
+            protocols.setdefault(row.protocol, row)
+    if len(lengths) > 1:
+        said = ", ".join(f"{row.directory} has {steps}" for steps, row in sorted(lengths.items()))
+        raise ValueError(f"runs of different lengths are not compared: {said} agent steps")
+    if len(protocols) > 1:
+        said = ", ".join(f"{row.directory} is under {protocol}" for protocol, row in sorted(protocols.items()))
+        raise ValueError(f"runs under different Atari protocols are not compared: {said}")
+
+
+def check_rows(name: str, suite: Suite, rows: Iterable[Row]) -> None:
+    """ValueError, in one line, for a row that is none of the suite's: another suite, arm, task or configuration."""
+    for row in rows:
+        if row.suite != name:
+            raise ValueError(f"{row.directory} is a run of the suite {row.suite}, not of {name}")
+        if row.arm not in suite.arms or row.task not in suite.tasks:
+            raise ValueError(f"{row.directory}: {name} has no arm {row.arm} on {row.task}")
+        if row.digest not in {ours(suite, row, budget).digest() for budget in suite.steps}:
+            raise ValueError(f"{row.directory} has another configuration ({row.digest}) than {row.arm} of {name}")
+
+
+def returns_of(suite: Suite, rows: Iterable[Row]) -> Returns:
+    """Arms in the order of the suite, those without a run left out; runs that were not evaluated are no runs."""
+    returns: Returns = {arm: {task: {} for task in suite.tasks} for arm in suite.arms}
+    for row in rows:
+        if row.arm not in returns or row.task not in returns[row.arm]:
+            raise ValueError(f"{row.directory}: the suite has no arm {row.arm} on {row.task}")
+        if not np.isnan(row.final_return):
+            returns[row.arm][row.task][row.seed] = row.final_return
+    return {arm: by_task for arm, by_task in returns.items() if any(by_task.values())}
+
+
+# One scale for several tasks
+
+
+def scale_arm(returns: Returns, tasks: Sequence[str]) -> str | None:
+    """The first arm that has runs on every one of the `tasks`; None for a single task, whose returns stay as they are."""
+    if len(tasks) == 1:
+        return None
+    complete = [arm for arm, by_task in returns.items() if all(by_task[task] for task in tasks)]
+    if not complete:
+        raise ValueError("no arm has a finished run on every task, so tasks cannot be brought to one scale yet")
+    return complete[0]
+
+
+def scales(returns: Returns, tasks: Sequence[str]) -> dict[str, float]:
+    """What is score 1 on each task: the mean return of the `scale_arm`. ValueError unless it is positive."""
+    arm = scale_arm(returns, tasks)
+    found = {task: 1.0 if arm is None else float(np.mean(list(returns[arm][task].values()))) for task in tasks}
+    for task, scale in found.items():
+        if not scale > 0:
+            raise ValueError(f"{arm} has a mean return of {scale:g} on {task}, which cannot be score 1")
+    return found
+
+
+def to_scores(suite: Suite, returns: Returns, tasks: Sequence[str]) -> tuple[Returns, str]:
+    """The returns on one scale, and the name of it. ValueError if there is none."""
+    if suite.human:
+        scaled = {
+            arm: {task: {seed: normalised(task, value) for seed, value in by_task[task].items()} for task in tasks}
+            for arm, by_task in returns.items()
+        }
+        return scaled, "human-normalised score"
+    scale, reference = scales(returns, tasks), scale_arm(returns, tasks)
+    scaled = {
+        arm: {task: {seed: value / scale[task] for seed, value in by_task[task].items()} for task in tasks}
+        for arm, by_task in returns.items()
+    }
+    return scaled, "return" if reference is None else f"return / mean return of {reference} on the task"
+
+
+# Sheets
+
+
+def sheets(suite: Suite, rows: Sequence[Row]) -> list[Sheet]:
+    """All that is said of a suite's rows."""
+    returns = returns_of(suite, rows)
+    tasks = [task for task in suite.tasks if any(by_task[task] for by_task in returns.values())]
+    if not tasks:
+        raise ValueError("no run was evaluated")
+    made = [means_sheet(returns, tasks)]
+    try:
+        scores, unit = to_scores(suite, returns, tasks)
+    except ValueError as problem:  # the means by task can be told all the same
+        made[0] = dataclasses.replace(made[0], notes=(f"No interquartile means: {problem}.",))
+        scores = {}
+    else:
+        made = [arms_sheet(suite, scores, tasks, unit), *made]
+        if pairs := differences_sheet(suite, scores, tasks):
+            made.append(pairs)
+    experiments = {(row.arm, row.task): ours(suite, row) for row in rows}
+    return made + published_sheets(suite, returns, scores, tasks, experiments)
+
+
+def ours(suite: Suite, row: Row, budget: Budget = "laptop") -> Experiment[Any]:
+    """The experiment that the suite has for a row."""
+    return suite.experiment(row.arm, row.task, row.seed, row.agent_steps, row.directory, budget)
+
+
+def arrays(by_task: dict[str, dict[int, float]], tasks: Sequence[str]) -> list[Array]:
+    return [np.array(list(by_task[task].values()), np.float64) for task in tasks]
+
+
+def arms_sheet(suite: Suite, scores: Returns, tasks: Sequence[str], unit: str) -> Sheet:
+    """Interquartile mean of every arm with its interval, and other statistics where there are several tasks."""
+    extra = {"mean": mean, "median": median} if len(tasks) > 1 else {}
+    extra |= {"optimality gap": optimality_gap} if suite.human else {}
+    lines = []
+    for arm, by_task in scores.items():
+        runs = [task for task in arrays(by_task, tasks) if len(task)]
+        complete = len(runs) == len(tasks)
+        lines.append(
+            (
+                arm if complete else f"{arm} (of {len(runs)} tasks)",
+                str(sum(map(len, runs))),
+                *cells(stratified_interval(runs), runs),
+                *(f"{float(statistic(runs)):.3f}" for statistic in extra.values()),
+            )
+        )
+    columns = ("arm", "runs", "IQM", "95 % interval", *extra)
+    fewest = min(len(task) for by_task in scores.values() for task in arrays(by_task, tasks) if len(task))
+    return Sheet(f"Last evaluation: IQM of {unit}", columns, lines, (FEW,) if fewest < ENOUGH else ())
+
+
+def means_sheet(returns: Returns, tasks: Sequence[str]) -> Sheet:
+    """Mean of the runs with their standard deviation; the longer of arms and tasks goes downwards."""
+    names = [task.partition("/")[2] for task in tasks]
+    grid = [[spread(list(by_task[task].values())) for task in tasks] for by_task in returns.values()]
+    title = "Mean return of the runs, and standard deviation"
+    if len(tasks) > len(returns):
+        lines = [(name, *column) for name, column in zip(names, zip(*grid, strict=True), strict=True)]
+        return Sheet(title, ("task", *returns), lines)
+    lines = [(arm, *line) for arm, line in zip(returns, grid, strict=True)]
+    return Sheet(title, ("arm", *names), lines)
+
+
+def differences_sheet(suite: Suite, scores: Returns, tasks: Sequence[str]) -> Sheet | None:
+    """Every arm less its baseline over the seeds that both have, and how likely a run of it beats one of the baseline."""
+    lines = []
+    for arm, baseline in suite.baselines.items():
+        if arm in scores and baseline in scores:
+            paired = [differences(scores[arm][task], scores[baseline][task]) for task in tasks]
+            better = probability_of_improvement(arrays(scores[arm], tasks), arrays(scores[baseline], tasks))
+            interval = stratified_interval(paired)
+            chance = f"{better.estimate:.2f} ({better.low:.2f} to {better.high:.2f})"
+            lines.append(
+                (
+                    *(f"{arm}\n- {baseline}", str(sum(map(len, paired))), *cells(interval, paired)),
+                    *(verdict(interval, paired), chance),
+                )
+            )
+    columns = ("arm less baseline", "pairs", "IQM", "95 % interval", "", "P(better)")
+    return Sheet("Differences of paired seeds, in the same unit", columns, lines) if lines else None
+
+
+def published_sheets(
+    suite: Suite,
+    returns: Returns,
+    scores: Returns,
+    tasks: Sequence[str],
+    experiments: dict[tuple[str, str], Experiment[Any]],
+) -> list[Sheet]:
+    """Ours beside theirs, a sheet for each protocol of theirs; what differs from our protocol stands below it."""
+    groups: dict[tuple[Any, ...], list[tuple[Published, Experiment[Any], tuple[str, ...]]]] = defaultdict(list)
+    for arm, column in suite.published.items():
+        for theirs, task, our_cell in beside(suite, arm, column, returns, scores, tasks):
+            protocol = (theirs.source, theirs.metric, theirs.budget, theirs.sticky, theirs.life_loss_terminal)
+            experiment = experiments[arm, task if task in tasks else next(t for a, t in experiments if a == arm)]
+            label = task.partition("/")[2] if task in tasks else task
+            their_cell = f"{theirs.mean:.4g}" + (f" ± {theirs.std:.3g}" if theirs.std is not None else "")
+            if theirs.ci_low is not None and theirs.ci_high is not None:
+                their_cell += f" ({theirs.ci_low:.3g} to {theirs.ci_high:.3g})"
+            their_cell += f", {theirs.runs} runs" if theirs.runs is not None else ""
+            their_cell += " [recalled]" if theirs.evidence == "memory" else ""
+            name = f"{theirs.agent}, {theirs.variant}" if theirs.variant else theirs.agent
+            groups[protocol].append((theirs, experiment, (label, arm, our_cell, name, their_cell)))
+    made = []
+    for (source, metric, *_), lines in groups.items():
+        theirs = lines[0][0]
+        length = "a length not stated" if theirs.agent_steps is None else f"{theirs.agent_steps:,} agent steps"
+        differs = all_mismatches((theirs, experiment) for theirs, experiment, _ in lines)
+        note = f"≠ Their protocol differs: {'; '.join(differs)}." if differs else "Their protocol is ours."
+        made.append(
+            Sheet(
+                f"Beside {source}: {metric} after {length}" + (" ≠" if differs else ""),
+                ("task", "arm", "ours", "theirs", "published"),
+                [line for *_, line in lines],
+                (note,),
+            )
+        )
+    return made
+
+
+def beside(
+    suite: Suite, arm: str, column: Column, returns: Returns, scores: Returns, tasks: Sequence[str]
+) -> Iterable[tuple[Published, str, str]]:
+    """(theirs, task or aggregate, ours) wherever both are; an aggregate only when every task of the suite has a run of ours."""
+    if arm not in returns:
+        return
+    for task in tasks:
+        theirs = column.of(task)
+        if theirs and returns[arm][task]:
+            yield theirs, task, spread(list(returns[arm][task].values()))
+    own = scores if suite.human else returns
+    metrics: dict[str, Statistic] = {"iqm_return": interquartile_mean}
+    if suite.human:
+        metrics = {"iqm_hns": interquartile_mean, "mean_hns": mean, "median_hns": median}
+    if arm not in own or not all(own[arm].get(task) for task in suite.tasks):
+        return
+    for metric, statistic in metrics.items():
+        found = dataclasses.replace(column, metric=metric).value(f"ALL({len(suite.tasks)})")
+        if found:
+            runs = arrays(own[arm], suite.tasks)
+            interval = cells(stratified_interval(runs, statistic=statistic), runs)
+            yield found, f"{metric.partition('_')[0]}, {len(suite.tasks)} tasks", " (".join(interval) + ")"
+
+
+def rows_sheet(rows: Sequence[Row]) -> Sheet:
+    """Where every number comes from."""
+    columns = (
+        "arm",
+        "task",
+        "seed",
+        "return",
+        "agent steps",
+        "protocol",
+        "run directory",
+        "digest",
+        "commit",
+        "finished",
+    )
+    lines = [
+        (
+            *(row.arm, row.task, str(row.seed), f"{row.final_return:.6g}", str(row.agent_steps), row.protocol),
+            *(row.directory, row.digest, row.commit[:12], row.finished),
+        )
+        for row in rows
+    ]
+    return Sheet("Runs", columns, lines)
+
+
+def cells(interval: Interval, runs: Scores) -> tuple[str, str]:
+    """The estimate and its interval, which a single run of each task has not."""
+    if np.isnan(interval.estimate):
+        return "", ""
+    if all(len(task) < 2 for task in runs):
+        return f"{interval.estimate:.3f}", "none of one run"
+    return f"{interval.estimate:.3f}", f"{interval.low:.3f} to {interval.high:.3f}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean, and standard deviation (n - 1) where there are several."""
+    if not values:
+        return ""
+    deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{deviation}"
+
+
+def verdict(interval: Interval, paired: Scores) -> str:
+    if np.isnan(interval.estimate):
+        return "no pairs yet"
+    if all(len(task) < 2 for task in paired):
+        return "one pair shows nothing"
+    return "no difference shown" if interval.low <= 0 <= interval.high else ""
