@@ -32,8 +32,7 @@ CART = DQN(
 CHANGES: dict[str, Any] = {
     "num_envs": 2,
     "replay": "prioritized",
-    "interventions": ("redo:tau=0.1,period=20,probe=16", "shrink_and_perturb:period=50"),
-    "diagnose_every": 150,
+    "interventions": ("redo:tau=0.1,period=20,probe=16",),
 }
 HOPPER = SAC(warmup=100, batch_size=32, hidden=(32, 32), capacity=1_000)
 BREAKOUT = DQN(
@@ -103,22 +102,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, colle
 
 
 def test_a_whole_run_traces_once(trained: tuple[Experiment, collections.Counter[str]]) -> None:
-    """Over lines, diagnostics, evaluations, checkpoints and the two interventions; only one of them has a probe."""
+    """Over lines, evaluations, checkpoints and surgery."""
     # `act` once more, to see which arrays of the state it reads
-    assert trained[1] == {"act": 2, "explore": 1, "sample": 1, "learn": 1, "probe": 1, "intervene": 2}
+    assert trained[1] == {"act": 2, "explore": 1, "sample": 1, "learn": 1, "probe": 1, "intervene": 1}
 
 
 @pytest.mark.parametrize("seed", [7, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_seed_is_its_solo_run(
     seed: int, trained: tuple[Experiment, collections.Counter[str]], tmp_path: Path
 ) -> None:
-    """n-step windows, priorities, surgery and diagnostics of 297 gradient steps; poles fall at different times."""
+    """n-step windows, priorities and surgery of 300 gradient steps; poles fall at different times."""
     experiment, _ = trained
     assert_solo(experiment, tmp_path / "solo", seed, 1e-5)
     both = [lines(Path(str(experiment.out), f"s{seed}")) for seed in SEEDS]
     assert [line["gradient_step"] for line in both[0]] == [line["gradient_step"] for line in both[1]]
     assert any(mine.get("episode/count") != its.get("episode/count") for mine, its in zip(*both, strict=True))
-    assert sum(line.get("redo/critic/recycled", 0) > 0 for line in both[0]) or any("redo" in key for key in both[0][-1])
+    assert any(line.get("redo/critic/recycled/hidden/dense_0") for line in both[0])
 
 
 def test_seeds_that_stopped_go_on_bit_for_bit(
@@ -140,6 +139,11 @@ def test_seeds_that_stopped_go_on_bit_for_bit(
 
 
 SLOW_CASES = {
+    "all at once": (
+        dataclasses.replace(CART, n_step=1),
+        "gym/CartPole-v1",
+        {"interventions": ("redo:tau=0.1,period=20", "shrink_and_perturb:period=50", "l2_init"), "diagnose_every": 150},
+    ),
     "SAC, EnvPool": (HOPPER, "mujoco/Hopper-v4", {}),
     "SAC, a draw counted, sync": (
         HOPPER,
@@ -152,8 +156,8 @@ SLOW_CASES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", SLOW_CASES)
-def test_seeds_of_envpool_are_their_solo_runs(case: str, tmp_path: Path) -> None:
-    """Whose episodes begin anew at every checkpoint, the last too; some hundred gradient steps, fewer from frames."""
+def test_more_seeds_that_are_their_solo_runs(case: str, tmp_path: Path) -> None:
+    """EnvPool's episodes begin anew at every checkpoint, the last too. Some hundred gradient steps, fewer from frames."""
     agent, env, changes = SLOW_CASES[case]
     experiment = small(tmp_path / "together", agent, env, **{"eval_episodes": 0} | changes)
     train_seeds(experiment, SEEDS, mode="vmap", quiet=True)
@@ -166,7 +170,8 @@ def test_seeds_of_envpool_are_their_solo_runs(case: str, tmp_path: Path) -> None
 )
 def test_environments_together_are_those_alone(env_id: str, steps: int) -> None:
     """Bit for bit, with episodes and lives that end at different times; EnvPool's step at the same time."""
-    together, alone = ([make(env_id, num_envs=2, seed=seed) for seed in SEEDS] for _ in range(2))
+    protocol = "cleanrl" if env_id.startswith("atari/") else None  # lost lives end episodes
+    together, alone = ([make(env_id, num_envs=2, seed=seed, protocol=protocol) for seed in SEEDS] for _ in range(2))
     assert isinstance(together[0], SplitEnv) == (not env_id.startswith("gym/"))
     for env, own in zip(together, alone, strict=True):
         np.testing.assert_array_equal(env.reset(), own.reset())
@@ -181,7 +186,7 @@ def test_environments_together_are_those_alone(env_id: str, steps: int) -> None:
             for left, right in zip(step, alone[seed].step(actions[seed]), strict=True):
                 np.testing.assert_array_equal(left, right)
             ended[seed] += step.terminated | step.truncated
-    assert env_id.startswith("gym/") or (ended.min() > 0 and len(np.unique(ended)) > 1)
+    assert env_id.startswith("gym/") or (ended.max() > 0 and len(np.unique(ended)) > 1)
     for env in (*together, *alone):
         env.close()
 
@@ -193,25 +198,17 @@ def test_conditions_stay_conditions_with_several_seeds() -> None:
     agent = experiment.build_agent(spec)
     pure = compile_functions_of_seeds(experiment, spec, agent, experiment.sampler(), SEEDS)
     state = jax.vmap(agent.init)(jax.random.split(jax.random.key(0), 2))
-    batch = {
+    columns = {
         "observation": np.zeros((2, 8, 4), np.float32),
         "action": np.zeros((2, 8), np.int32),
         "reward": np.zeros((2, 8), np.float32),
         "discount": np.zeros((2, 8), np.float32),
         "next_observation": np.zeros((2, 8, 4), np.float32),
     }
-    single = jax.eval_shape(agent.update, *jax.tree.map(lambda leaf: leaf[0], (state,)), *one_batch(batch))[1]
-    totals = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), Totals.zeros(tuple(sorted(single))))
+    totals = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), Totals.zeros(("critic/loss",)))
     steps = np.int32(0), np.int32(0)
-    traced = str(jax.make_jaxpr(pure.learn)(state, totals, batch, np.ones((2, 8), np.float32), *steps))
+    traced = str(jax.make_jaxpr(pure.learn)(state, totals, columns, np.ones((2, 8), np.float32), *steps))
     assert len(re.findall(r"\bcond\[", traced)) >= 1
-
-
-def one_batch(batch: dict[str, Any]) -> tuple[Any, Any]:
-    from resprout.agents.learner import Batch
-
-    one = {name: column[0] for name, column in batch.items()}
-    return Batch(**one, weight=np.ones(8, np.float32)), jax.random.key(0)
 
 
 @pytest.mark.parametrize(("backend", "mode"), [("cpu", "processes"), ("gpu", "vmap"), ("tpu", "vmap")])

@@ -185,7 +185,7 @@ def test_seeds_that_cannot_be(text: str, said: str) -> None:
     ("changes", "arguments", "said"),
     [
         (
-            {"agent": ACE(warmup=100)},
+            {"agent": ACE(warmup=100), "env": "gym/Pendulum-v1"},
             {"mode": "vmap"},
             "fitted for one seed at a time: seeds can train in processes only",
         ),
