@@ -74,7 +74,7 @@ def assert_solo(together: Experiment, solo: Path, seed: int, tolerance: float) -
     summary = json.loads((out / "summary.json").read_text())
     same = ("agent_steps", "gradient_steps", "episode_lengths", "digest")
     assert [summary[name] for name in same] == [result.summary[name] for name in same]
-    assert summary["return"] == pytest.approx(result.summary["return"], rel=1e-3)
+    assert summary["episode_returns"] == pytest.approx(result.summary["episode_returns"], rel=1e-3)
 
 
 @pytest.fixture(scope="module")
