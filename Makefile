@@ -3,6 +3,7 @@ PYTHON ?= python3
 TRAIN ?= sac --env mujoco/HalfCheetah-v5 --steps 20000 --seed 0
 BENCH ?= --repeats 5
 SUBSET ?= --arms dqn-rr1 redo-rr1 random-rr1 layer_norm-rr1 --tasks minatar/Breakout minatar/SpaceInvaders --seeds 0 1 2 --steps 50000
+SCALING ?= --out runs/scaling
 
 # `python -m` in this folder would put agents/, envs/ ... on the path under names that other packages use.
 export PYTHONSAFEPATH := 1
@@ -11,10 +12,10 @@ INSTALLED := .venv/.installed
 PEERS := .venv-peers/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow lint format bench bench-peers bench-replay bench-device lock clean
+.PHONY: help setup train test test-slow lint format bench bench-peers bench-replay bench-device bench-scaling lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## install the locked versions and resprout itself (editable) into .venv
 
@@ -57,6 +58,9 @@ bench-replay: setup $(PEERS) ## speed and memory of the replay beside Stable-Bas
 
 bench-device: setup $(PEERS) ## speed of the loop on the device beside rejax, against capacity and seeds; flags in BENCH="..."
 	.venv/bin/python -m resprout.benchmarks.device_speed --peers-python .venv-peers/bin/python $(BENCH)
+
+bench-scaling: setup ## speed against seeds, capacity, environments and width, and time to the first update; flags in SCALING="..."
+	.venv/bin/python -m resprout.benchmarks.scaling $(SCALING)
 
 $(PEERS): requirements-peers.txt
 	$(PYTHON) -m venv .venv-peers

@@ -71,9 +71,10 @@ def make(
 
 
 class _PoolEnv:
-    """What the two environments below share: all but `reset` and `step`."""
+    """What the two environments below share: all but `reset` and `receive`."""
 
     spec: EnvSpec
+    _actions: Actions
     _task: str  # EnvPool's id
     _options: dict[str, Any]  # EnvPool's settings
     _seed: int
@@ -88,6 +89,16 @@ class _PoolEnv:
         self._pool = envpool.make(
             self._task, env_type="gymnasium", num_envs=self.spec.num_envs, seed=seeds, **self._options, **drawing
         )
+
+    def send(self, actions: NDArray[Any]) -> None:
+        self._pool.send(self._actions(actions))
+
+    def receive(self) -> Step:
+        raise NotImplementedError
+
+    def step(self, actions: NDArray[Any]) -> Step:
+        self.send(actions)
+        return self.receive()
 
     def render(self) -> NDArray[np.uint8]:
         if not self._render:
@@ -154,8 +165,8 @@ class _StateEnv(_PoolEnv):
         self._build(seed)
         return self._flat(self._pool.reset()[0])
 
-    def step(self, actions: NDArray[Any]) -> Step:
-        raw, reward, terminated, _, info = self._pool.step(self._actions(actions))
+    def receive(self) -> Step:
+        raw, reward, terminated, _, info = self._pool.recv()
         final_observation = self._flat(raw)
         truncated = ~terminated & (info["elapsed_step"] >= self._limit)
         ended = terminated | truncated
@@ -235,8 +246,8 @@ class _AtariEnv(_PoolEnv):
         self._stack = np.broadcast_to(frames, self._stack_shape)
         return np.moveaxis(self._stack, 1, -1)
 
-    def step(self, actions: NDArray[Any]) -> Step:
-        frames, reward, done, timeout, info = self._pool.step(self._actions(actions))
+    def receive(self) -> Step:
+        frames, reward, done, timeout, info = self._pool.recv()
         restarting = np.flatnonzero(done | timeout).astype(np.int32)
         lives = info["lives"]
         game_over = info["terminated"].astype(np.bool_)

@@ -1,7 +1,8 @@
 """The one interface behind which every environment stands."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,3 +68,24 @@ class Env(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class SplitEnv(Env, Protocol):
+    """An `Env` whose `step` comes in two halves, and that steps by itself in between."""
+
+    def send(self, actions: NDArray[Any]) -> None: ...
+
+    def receive(self) -> Step:
+        """Once for every `send`."""
+        ...
+
+
+def step_together(envs: Sequence[Env], actions: NDArray[Any]) -> list[Step]:
+    """What `step` of each of `envs` gives for its own of `actions` [envs, N, ...]; those that can step at the same time do."""
+    for env, own in zip(envs, actions, strict=True):
+        if isinstance(env, SplitEnv):
+            env.send(own)
+    return [
+        env.receive() if isinstance(env, SplitEnv) else env.step(own) for env, own in zip(envs, actions, strict=True)
+    ]

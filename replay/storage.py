@@ -260,7 +260,7 @@ class Storage:
         self._windows = _Windows(layout.num_envs, layout.n_step, observation, layout.columns["action"], layout.gamma)
 
     def __len__(self) -> int:
-        return self.written - self._first
+        return self.written - self.first
 
     @property
     def frames_in_use(self) -> int:
@@ -279,7 +279,7 @@ class Storage:
         return self._draws.finished.copy()
 
     @property
-    def _first(self) -> int:
+    def first(self) -> int:
         """Number of the oldest transition still here."""
         return max(self._oldest, self.written - self.capacity)
 
@@ -356,15 +356,15 @@ class Storage:
         """
         if not len(self):
             raise ValueError("replay: nothing is written yet")
-        return self.look(generator.integers(self._first, self.written, size) % self.capacity)
+        return self.look(generator.integers(self.first, self.written, size) % self.capacity)
 
     def export(self, start: int, stop: int) -> Columns:
         """Transitions number start .. stop - 1 with the frames they refer to, as plain arrays for `load`.
 
         ValueError unless all of them are in the ring. Peak memory is that of the result: export a large ring in parts.
         """
-        if not self._first <= start <= stop <= self.written:
-            raise ValueError(f"replay: holds transitions {self._first} to {self.written}, not {start} to {stop}")
+        if not self.first <= start <= stop <= self.written:
+            raise ValueError(f"replay: holds transitions {self.first} to {self.written}, not {start} to {stop}")
         slots = np.arange(start, stop) % self.capacity
         segment = {name: column.take(slots, axis=0) for name, column in self._rings.items()}
         segment["start"] = np.array(start)
@@ -399,7 +399,7 @@ class Storage:
     def pending(self) -> Columns:
         """What `export` leaves out, as plain arrays: the running episodes, unfinished windows and counts of draws."""
         pending = {
-            "first": np.array(self._first),
+            "first": np.array(self.first),
             "written": np.array(self.written),
             "running": np.array(self._running),
         }
@@ -414,7 +414,7 @@ class Storage:
 
     def restore_pending(self, pending: Columns) -> None:
         """Go on exactly where `pending` was taken; ValueError unless what was written before it has been loaded."""
-        here, there = (self._first, self.written), (int(pending["first"]), int(pending["written"]))
+        here, there = (self.first, self.written), (int(pending["first"]), int(pending["written"]))
         if self._running or here != there:
             raise ValueError(f"replay: needs transitions {there[0]} to {there[1]} loaded, not {here[0]} to {here[1]}")
         self._running = bool(pending["running"])
@@ -520,7 +520,7 @@ class Storage:
         self._pool[saved["frame_ids"]] = saved["frames"]
 
     def _in_use(self, stamp: NDArray[np.int64]) -> NDArray[np.bool_]:
-        return stamp >= self._first
+        return stamp >= self.first
 
     def _find_free(self) -> None:
         in_use = self._in_use(self._stamp)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from resprout.agents import DQN
+from resprout.agents import ACE, DQN
 from resprout.training import Experiment, ExperimentError, checkpoint, train
 from resprout.training.device_loop import over_devices
 from resprout.training.metrics import plot_seeds, read_metrics
@@ -134,7 +134,7 @@ def test_a_signal_stops_all_processes_and_all_go_on(tmp_path: Path) -> None:
 
 DEVICES = """
 import sys, pathlib, jax
-from resprout.agents import DQN
+from resprout.agents import ACE, DQN
 from resprout.training import Experiment
 from resprout.training.seeds import train_seeds
 count = int(sys.argv[1])
@@ -184,7 +184,22 @@ def test_seeds_that_cannot_be(text: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "arguments", "said"),
     [
-        ({"env": "gym/CartPole-v1"}, {"mode": "vmap"}, "does not run on the device: seeds can train in processes only"),
+        (
+            {"agent": ACE(warmup=100), "env": "gym/Pendulum-v1"},
+            {"mode": "vmap"},
+            "fitted for one seed at a time: seeds can train in processes only",
+        ),
+        (
+            {"agent": dataclasses.replace(SMALL, n_step=3, warmup=1)},
+            {"mode": "vmap"},
+            "before a transition is complete",
+        ),
+        ({"env": "gym/CartPole-v1"}, {"devices": 2}, "that of gym/CartPole-v1 is on the host"),
+        (
+            {"agent": dataclasses.replace(SMALL, capacity=10**12), "steps": 10**12, "loop": "host"},
+            {"mode": "vmap"},
+            "2 seeds: replays of",
+        ),
         ({"interventions": ("adaptive_replay_ratio",)}, {"mode": "vmap"}, "a replay ratio of its own"),
         ({}, {"mode": "processes", "devices": 2}, "leave out --seeds-mode processes"),
         ({}, {"mode": "vmap", "devices": 5}, "--devices must be 1 to"),

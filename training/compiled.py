@@ -1,7 +1,7 @@
 """The functions of a run that reach the device, each traced once, and the random streams that they draw from."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -195,12 +195,64 @@ def functions(
     return Functions(act, explore, sample, learn, probe, intervene)
 
 
+def functions_of_seeds(
+    experiment: Experiment, spec: EnvSpec, agent: Agent, sampler: Sampler, keys: dict[str, jax.Array]
+) -> Functions:
+    """`functions` over a leading axis of seeds in all but the counts of agent and gradient steps.
+
+    Where an agent counts gradient steps itself, the count is the same for all seeds and has no such axis inside, so that
+    a condition that depends on it stays one, where it would become a choice between two results that are both computed.
+    """
+
+    def over_seeds(call: Callable[..., Any], same: int) -> Callable[..., Any]:
+        """`call(functions, ...)` of every seed, with the last `same` arguments the same for all."""
+
+        def mapped(*arguments: Any) -> Any:
+            state, axes = arguments[0], [0] * (len(arguments) - same) + [None] * same
+            if hasattr(state, "gradient_step") and experiment.on_nan == "stop":  # else a seed may leave one out
+                axes[0] = jax.tree.map(lambda _: 0, state).replace(gradient_step=None)
+                arguments = state.replace(gradient_step=state.gradient_step[0]), *arguments[1:]
+
+            def one(own: dict[str, jax.Array], *rest: Any) -> Any:
+                return call(functions(experiment, spec, agent, sampler, own), *rest)
+
+            return jax.vmap(one, in_axes=(0, *axes))(keys, *arguments)
+
+        return mapped
+
+    def probe(size: int, *arguments: Any) -> Any:
+        return over_seeds(lambda pure, *own: pure.probe(size, *own), 1)(*arguments)
+
+    def intervene(acting: Acting, state: PyTree, *arguments: Any) -> Any:
+        def call(pure: Functions, state: PyTree, stream: jax.Array, *own: Any) -> Any:
+            return pure.intervene(replace(acting, stream=stream), state, *own)
+
+        return over_seeds(call, 2)(state, acting.stream, *arguments)
+
+    return Functions(
+        act=over_seeds(lambda pure, *own: pure.act(*own), 1),
+        explore=over_seeds(lambda pure, *own: pure.explore(*own), 1),
+        sample=over_seeds(lambda pure, *own: pure.sample(*own), 0),
+        learn=over_seeds(lambda pure, *own: pure.learn(*own), 2),
+        probe=probe,
+        intervene=intervene,
+    )
+
+
 def compile_functions(
-    experiment: Experiment, spec: EnvSpec, agent: Agent, sampler: Sampler, acting: tuple[Acting, ...] = ()
+    experiment: Experiment,
+    spec: EnvSpec,
+    agent: Agent,
+    sampler: Sampler,
+    acting: tuple[Acting, ...] = (),
+    pure: Functions | None = None,
 ) -> Compiled:
-    """Jitted and donating; keys are folded from a stream and a counter inside, so the host splits none."""
+    """Jitted and donating; keys are folded from a stream and a counter inside, so the host splits none.
+
+    pure: instead of `functions` of this experiment, for what a loop does.
+    """
     keys = streams(experiment.seed)
-    pure = functions(experiment, spec, agent, sampler, keys)
+    pure = pure or functions(experiment, spec, agent, sampler, keys)
 
     def diagnosed(
         names: tuple[str, ...],
@@ -235,3 +287,18 @@ def compile_functions(
         diagnose_all=partial(diagnosed, tuple(DIAGNOSTICS), keys["diagnostics"]),
         seed=experiment.seed,
     )
+
+
+def compile_functions_of_seeds(
+    experiment: Experiment, spec: EnvSpec, agent: Agent, sampler: Sampler, seeds: Sequence[int]
+) -> Compiled:
+    """As `compile_functions`, with a leading axis of seeds, but for diagnostics, which are the first seed's."""
+    keys: dict[str, jax.Array] = jax.tree.map(lambda *own: jnp.stack(own), *map(streams, seeds))
+    acting = tuple(
+        Acting(intervention, agent, jax.vmap(jax.random.fold_in, (0, None))(keys["intervention"], index))
+        for index, intervention in enumerate(experiment.acting)
+    )
+    update = sampler.update if sampler.update is no_priorities else jax.vmap(sampler.update)
+    of_seeds = sampler._replace(add=jax.vmap(sampler.add), update=update)
+    pure = functions_of_seeds(experiment, spec, agent, sampler, keys)
+    return compile_functions(experiment, spec, agent, of_seeds, acting, pure)

@@ -203,9 +203,9 @@ class TrainFlags(Experiment[A]):
     seeds: str | None = None
     """several seeds at once, 0,1,2: a run directory for each, and one curve"""
     seeds_mode: Literal["auto", "vmap", "processes"] = "auto"
-    """with --seeds: all in one process on the device, or a process on each core; auto is the first on an accelerator"""
+    """with --seeds: all in one process, vmapped, or a process on each core; auto is the first on an accelerator"""
     devices: str = "1"
-    """with --seeds: devices that share them equally, a number or all"""
+    """with --seeds and a loop on the device: devices that share them equally, a number or all"""
 
     def experiment(self) -> Experiment[A]:
         return Experiment(**{part.name: getattr(self, part.name) for part in dataclasses.fields(Experiment)})

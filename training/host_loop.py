@@ -9,7 +9,7 @@ import numpy as np
 
 from ..agents.learner import PyTree
 from ..envs import Env
-from ..replay import Replay, Source, Storage, gather_mixed
+from ..replay import DeviceStorage, Replay, Source, gather_mixed
 from .compiled import Compiled
 from .experiment import Experiment
 from .metrics import Episodes, Totals
@@ -57,10 +57,10 @@ def intervene(t: Training, compiled: Compiled, columns: dict[str, Any], weight: 
         if act.due(t.gradient_step):
             seen = columns, weight
             if act.draw is not None:
-                assert isinstance(t.storage, Storage)
-                first = t.storage.written - len(t.storage)
-                slots = act.draw(np.int32(first), np.int32(t.storage.written), np.int32(t.gradient_step))
-                seen = t.storage.look(np.asarray(slots)), np.ones(len(slots), np.float32)
+                assert not isinstance(t.storage, DeviceStorage)
+                first, written = np.int32(t.storage.first), np.int32(t.storage.written)
+                slots = np.asarray(act.draw(first, written, np.int32(t.gradient_step)))
+                seen = t.storage.look(slots), np.ones(slots.shape, np.float32)
             steps = np.int32(t.gradient_step), np.int32(t.agent_step)
             t.agent, t.memories[index], t.effects[index] = act.run(
                 t.agent, t.memories[index], t.effects[index], *seen, *steps
@@ -79,8 +79,9 @@ def host_loop(
     run while the environments step: that action comes from parameters one agent step old, which hides the cost of
     the environments. Their batches see all transitions either way.
     """
-    t, clip, warmup = training, training.env.spec.reward_clip, experiment.agent.warmup
-    assert isinstance(t.storage, Storage)
+    t, warmup = training, experiment.agent.warmup
+    clip, num_envs = t.env.spec.reward_clip, t.env.spec.num_envs
+    assert not isinstance(t.storage, DeviceStorage)
     while t.agent_step < experiment.steps:
         if t.agent_step < warmup:
             action = compiled.explore(np.int32(t.agent_step))
@@ -94,10 +95,10 @@ def host_loop(
         slots = t.storage.add(chosen, reward, step.terminated, step.truncated, step.final_observation, step.observation)
         t.sampler = compiled.remember(t.sampler, slots)
         t.observation = step.observation
-        t.agent_step += len(chosen)
+        t.agent_step += num_envs
         t.episodes.add(step.reward, step.episode_over)
         if t.agent_step > warmup:
-            t.owed += t.ratio * len(chosen)
+            t.owed += t.ratio * num_envs
         if experiment.sync:
             learn_owed(t, compiled)
         if boundary():

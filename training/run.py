@@ -29,6 +29,7 @@ from ..envs import Env, EnvSpec, make
 from ..replay import Description, Layout, Part, Replay, Rings, Sampler, Storage, available_memory, memory, mixture
 from ..replay.past import DESCRIPTION
 from . import checkpoint
+from .batched_loop import BatchedLoop
 from .compiled import bind_interventions, compile_functions, seed_from, streams
 from .device_loop import DeviceLoop, next_multiple, why_not
 from .evaluation import Evaluation, Video, evaluate, exploit_function
@@ -229,6 +230,19 @@ def train_on_device(
         first.sampler,
         sharding,
     )
+    return _train_together(runs, loop)
+
+
+def train_batched(runs: Sequence["Run"]) -> list[Result]:
+    """As `train_on_device`, in one loop on the host."""
+    first = runs[0]
+    seeds, trainings = [run.experiment.seed for run in runs], [run.training for run in runs]
+    loop = BatchedLoop(first.experiment, seeds, trainings, first.agent, first.sampler, first.watch)
+    return _train_together(runs, loop)
+
+
+def _train_together(runs: Sequence["Run"], loop: DeviceLoop | BatchedLoop) -> list[Result]:
+    first = runs[0]
     for run in runs:
         run.show_progress()
 
@@ -290,8 +304,8 @@ class Run:
     def share_compiled(self, other: "Run") -> None:
         """Compile nothing that a run of the same experiment with another seed has compiled."""
         diagnose, self.exploit = other.compiled.diagnose.func, other.exploit
-        stream = self.keys["diagnostics"]
-        self.compiled = dataclasses.replace(self.compiled, diagnose=partial(diagnose, stream))
+        stream, remember = self.keys["diagnostics"], other.compiled.remember
+        self.compiled = dataclasses.replace(self.compiled, diagnose=partial(diagnose, stream), remember=remember)
 
     # Starting and resuming
 
@@ -480,6 +494,12 @@ class Run:
         if experiment.save_replay:
             due.append(t.agent_step + max(num_envs, self.segment - (t.storage.written - self.saved_transitions)))
         return min(due)
+
+    def watch(self) -> bool:
+        """Show how far it is; whether a signal came."""
+        if self.progress:
+            self.progress.update(self.training.agent_step, self.training.episodes.last_return)
+        return self.received is not None
 
     def boundary(self) -> bool:
         """Between two agent steps: lines, evaluations and checkpoints that are due; True to stop."""

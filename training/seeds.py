@@ -1,4 +1,4 @@
-"""One experiment with several seeds at once: in one loop on the device, or in processes on cores of their own.
+"""One experiment with several seeds at once: in one loop, or in processes on cores of their own.
 
 OUT/s0/ ...      the run directory of each seed, as a run of its own makes it
 OUT/s0.log       what its process said
@@ -21,7 +21,10 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from ..envs import EnvSpec
+from ..replay import available_memory, memory
 from . import checkpoint
+from .batched_loop import why_apart
 from .device_loop import over_devices
 from .experiment import Experiment, ExperimentError
 from .metrics import ProgressDisplay, Tracker, plot_seeds
@@ -30,13 +33,17 @@ from .run import (
     Interrupted,
     Run,
     TrainingStopped,
+    describe_replay,
     lacks_memory,
     loop_on_device,
     make_env,
     make_rings,
     new_directory,
+    replay_arguments,
+    train_batched,
     train_on_device,
 )
+from .sources import open_sources
 
 Mode = Literal["auto", "vmap", "processes"]
 POLL = 0.2  # seconds between looks at the running processes
@@ -64,9 +71,10 @@ def train_seeds(
 ) -> Path:
     """Train `experiment` with every one of `seeds`; the directory of all, with one of each seed in it.
 
-    mode: vmap trains all in one process on the device; processes trains as many at a time as there are cores, each on
-        one, and its seeds are bit for bit what runs of their own are. auto: vmap on an accelerator, processes on a CPU.
-    devices: that share the seeds equally in mode vmap; None for all there are.
+    mode: vmap trains all in one process, vmapped, in a loop on the device or on the host as one seed would; processes
+        trains as many at a time as there are cores, each on one, and its seeds are bit for bit what runs of their own are.
+        auto: vmap on an accelerator, processes on a CPU.
+    devices: that share the seeds of a loop on the device equally in mode vmap; None for all there are.
     resume: go on in `experiment.out`, where seeds that are finished stay as they are.
 
     Everything that can be wrong is found before anything is created. Interrupted and TrainingStopped as of `train`.
@@ -87,8 +95,9 @@ def train_seeds(
 def _mode(experiment: Experiment, mode: Mode, devices: int | None) -> Mode:
     """What `auto` stands for here; EnvError, ExperimentError and the agents' own where something does not fit."""
     with closing(make_env(experiment, training=True, num_envs=experiment.num_envs)) as env:
-        experiment.build_agent(env.spec)
-        reason = None if loop_on_device(experiment, env) else f"the loop of {experiment.env} does not run on the device"
+        agent = experiment.build_agent(env.spec)
+        on_device = loop_on_device(experiment, env)
+        reason = None if on_device else why_apart(experiment, agent)
     controls = [each.name for each in experiment.acting if each.control]
     if controls:
         reason = f"{controls[0]} gives every seed a replay ratio of its own"
@@ -97,6 +106,10 @@ def _mode(experiment: Experiment, mode: Mode, devices: int | None) -> Mode:
         raise ExperimentError("--devices shares seeds of one process: leave out --seeds-mode processes")
     if together and reason:
         raise ExperimentError(f"{reason}: seeds can train in processes only")
+    if devices != 1 and not on_device:
+        raise ExperimentError(
+            f"--devices shares seeds of a loop on the device, and that of {experiment.env} is on the host"
+        )
     if mode == "processes" or reason or (not together and jax.default_backend() == "cpu"):
         return "processes"
     return "vmap"
@@ -133,13 +146,19 @@ def _train_together(each: Sequence[Experiment], out: Path, devices: int, quiet: 
     with ExitStack() as stack:
         envs = [stack.enter_context(closing(make_env(own, training=True, num_envs=own.num_envs))) for own in each]
         spec = envs[0].spec
-        lacking = lacks_memory(first, spec, -(-len(each) // devices))
+        agent = first.build_agent(spec)
+        on_device = loop_on_device(first, envs[0])
+        lacking = (
+            lacks_memory(first, spec, -(-len(each) // devices)) if on_device else _lacks_memory(first, spec, len(each))
+        )
         if lacking:
             raise ExperimentError(f"{len(each)} seeds: {lacking}; lower --agent.capacity")
-        agent = first.build_agent(spec)
-        rings = make_rings(first, spec, len(each), sharding)
+        config = Path(str(first.out), "config.json")
+        recorded = json.loads(config.read_text()).get("sources", []) if _begun(first) else []
+        past = open_sources(first.replay_from, first.agent.batch_size, describe_replay(first, spec), recorded)
+        rings = make_rings(first, spec, len(each), sharding) if on_device else None
         runs = [
-            Run(own, Path(str(own.out)), env, agent, (), quiet or place > 0, stack, rings, place)
+            Run(own, Path(str(own.out)), env, agent, past, quiet or place > 0, stack, rings, place)
             for place, (own, env) in enumerate(zip(each, envs, strict=True))
         ]
         for run in runs[1:]:
@@ -158,9 +177,18 @@ def _train_together(each: Sequence[Experiment], out: Path, devices: int, quiet: 
                 "with --seeds-mode processes"
             )
         try:
-            train_on_device(runs, rings, sharding)
+            train_on_device(runs, rings, sharding) if rings else train_batched(runs)
         except Interrupted as stop:
             raise Interrupted(stop.exit_code - 128, out) from None
+
+
+def _lacks_memory(experiment: Experiment, spec: EnvSpec, seeds: int) -> str | None:
+    """As `lacks_memory`, of replays on the host, where slots never written take no memory."""
+    capacity = experiment.agent.capacity
+    one = memory(capacity, count_draws=experiment.count_draws, **replay_arguments(experiment, spec)).expected
+    needed, free = seeds * one * min(1.0, experiment.steps / capacity), available_memory()
+    text = f"replays of {needed / 1e9:.3g} GB do not fit ({free / 1e9:.1f} GB free)"
+    return text if needed > 0.95 * free else None
 
 
 # In processes
