@@ -9,7 +9,7 @@ from ..agents import ACE, DQN, SAC, DrQv2
 from ..interventions import METHODS
 from ..training import PRESETS, Experiment
 from ..training.presets import ACE_RESET, CLEANRL_C51, CLEANRL_DQN, DRQ_EPS, LAP_DDQN, REDO_CODE
-from .published import Column
+from .published_ import Column
 
 Budget = Literal["laptop", "paper"]
 Arms = dict[str, Experiment[Any]]

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..training import Experiment
-from .published import Column, Published, all_mismatches, normalised
+from .published_ import Column, Published, all_mismatches, normalised
 from .results import Row, paths, read_finished, read_rows
 from .stats import (
     Array,

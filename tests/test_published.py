@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from resprout.agents import DQN, SAC
-from resprout.benchmarks.published import (
+from resprout.benchmarks.published_ import (
     HUMAN_RANDOM,
     PUBLISHED,
     Column,

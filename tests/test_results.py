@@ -14,7 +14,7 @@ from resprout.agents import DQN
 from resprout.benchmarks import __main__ as bench_command
 from resprout.benchmarks import results, tables
 from resprout.benchmarks.compare import compare
-from resprout.benchmarks.published import Column
+from resprout.benchmarks.published_ import Column
 from resprout.benchmarks.runner import run_directory
 from resprout.benchmarks.suites import SUITES, Suite
 from resprout.training import Experiment, train
