@@ -8,7 +8,7 @@ from rich.console import Console
 
 from ..training.__main__ import OneLineParser, UsageError, first_line
 from ..training.specs import nearest
-from . import draw_counts
+from . import draw_counts, ray_
 from .compare import compare
 from .results import RESULTS, add, paths, read_finished, read_rows
 from .runner import is_finished, run_all, runs
@@ -17,7 +17,7 @@ from .tables import Sheet, check_comparable, check_rows, gather, rows_sheet, she
 
 SIMULATIONS = {"errr-counts": "Fujita (2025), arXiv 2503.02269: draws of a transition over its life, all samplers"}
 USAGE = """\
-resprout bench run SUITE [--jobs N] [--budget laptop|paper] [--out DIR] [FLAG ...]     run what is not finished yet
+resprout bench run SUITE [--jobs N | --ray ADDRESS] [--budget laptop|paper] [--out DIR] [FLAG ...]     run what is not finished yet
 resprout bench table SUITE [--out DIR] [--results DIR] [--markdown] [--rows]          sum up what is finished
 resprout bench add SUITE DIR|FILE.csv [--results DIR]                                 put finished runs into the results
 resprout bench compare RUN_DIR RUN_DIR                                                two runs side by side
@@ -57,7 +57,11 @@ def bench(arguments: list[str]) -> int:
 def run_suite(name: str, flags: list[str], console: Console) -> int:
     suite = SUITES[name]()
     parser = OneLineParser(prog=f"resprout bench run {name}", description=first_line(SUITES[name].__doc__))
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on its share of the cores")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--jobs", type=int, default=1, help="runs at a time, each on its share of the cores")
+    where.add_argument("--ray", metavar="ADDRESS", help="on a Ray cluster: HOST:PORT, auto, or local to start one here")
+    parser.add_argument("--cpus-per-run", type=int, default=1, metavar="N", help="with --ray")
+    parser.add_argument("--gpus-per-run", type=float, default=0.0, metavar="N", help="with --ray; below 1, runs share")
     parser.add_argument("--budget", choices=list(suite.steps), default="laptop", help=f"agent steps: {suite.steps}")
     parser.add_argument("--steps", type=int, help="agent steps of every run, instead of the budget's")
     parser.add_argument("--arms", nargs="+", choices=list(suite.arms), default=list(suite.arms), metavar="ARM")
@@ -73,7 +77,11 @@ def run_suite(name: str, flags: list[str], console: Console) -> int:
     every = runs(suite, asked.arms, tasks, seeds, steps, asked.out, asked.budget)
     pending = [run for run in every if not is_finished(run)]
     console.print(f"{len(every)} runs of {steps} agent steps, {len(every) - len(pending)} of them finished")
-    failures = run_all(pending, asked.jobs, asked.keep_replay, console)
+    if asked.ray is None:
+        failures = run_all(pending, asked.jobs, asked.keep_replay, console)
+    else:
+        needs = ray_.Needs(asked.cpus_per_run, asked.gpus_per_run)
+        failures = ray_.run_all(pending, asked.out, asked.ray, needs, asked.keep_replay, console)
     for failure in failures:
         console.print(f"failed: {failure.run}: {failure.last_words} ({failure.log})", markup=False)
     if failures:
