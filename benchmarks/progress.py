@@ -75,7 +75,7 @@ class SuiteProgress:
         else:
             self.failed += 1
         left = self.left()
-        rest = f"; {left} left" if left and self.ended < self.total else ""
+        rest = f"; {left} left" if left else ""
         self.console.print(
             f"[{self.ended}/{self.total}] {run}: {told}, {seconds:.0f} s{rest}", markup=False, soft_wrap=True
         )
@@ -89,7 +89,9 @@ class SuiteProgress:
             self.bar.update(self.task, completed=self.ended, note=note)
 
     def left(self) -> str | None:
-        """About 0:12:30; None while nothing can be said."""
+        """About 0:12:30; None where nothing is left, or nothing can be said yet."""
+        if not (self.running or self.waiting):
+            return None
         now = time.monotonic()
         seconds = time_left(
             self.finished, [(arm, now - began) for arm, began in self.running.values()], self.waiting, self.jobs
