@@ -2,6 +2,7 @@
 PYTHON ?= python3
 TRAIN ?= sac --env mujoco/HalfCheetah-v5 --steps 20000 --seed 0
 BENCH ?= --repeats 5
+SUBSET ?= --arms dqn-rr1 redo-rr1 random-rr1 layer_norm-rr1 --tasks minatar/Breakout minatar/SpaceInvaders --seeds 0 1 2 --steps 50000
 
 # `python -m` in this folder would put agents/, envs/ ... on the path under names that other packages use.
 export PYTHONSAFEPATH := 1
@@ -10,7 +11,7 @@ INSTALLED := .venv/.installed
 PEERS := .venv-peers/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow lint format bench-peers bench-replay bench-device lock clean
+.PHONY: help setup train test test-slow lint format bench bench-peers bench-replay bench-device lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +43,11 @@ lint: setup ## style, format and types
 format: setup ## put the code in the form that lint asks for
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
+
+bench: setup ## a small suite end to end, table and report in runs/bench; goes on where it was stopped; flags in SUBSET="..."
+	.venv/bin/resprout bench run redo-minatar --jobs $$(nproc) $(SUBSET) --out runs/bench
+	.venv/bin/resprout bench table redo-minatar --out runs/bench --markdown > runs/bench/table.md
+	.venv/bin/resprout bench report redo-minatar --out runs/bench --html runs/bench/report.html
 
 bench-peers: setup $(PEERS) ## speed beside sbx and Stable-Baselines3, in paired runs; flags in BENCH="..."
 	.venv/bin/python -m resprout.benchmarks.peers --peers-python .venv-peers/bin/python $(BENCH)

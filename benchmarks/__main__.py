@@ -3,6 +3,7 @@
 import inspect
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -67,9 +68,28 @@ def run_suite(name: str, flags: list[str], console: Console) -> int:
     parser.add_argument("--gpus-per-run", type=float, default=0.0, metavar="N", help="with --ray; below 1, runs share")
     parser.add_argument("--budget", choices=list(suite.steps), default="laptop", help=f"agent steps: {suite.steps}")
     parser.add_argument("--steps", type=int, help="agent steps of every run, instead of the budget's")
-    parser.add_argument("--arms", nargs="+", choices=list(suite.arms), default=list(suite.arms), metavar="ARM")
-    parser.add_argument("--tasks", nargs="+", choices=suite.tasks, metavar="TASK", help="the budget's unless given")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="the budget's unless given")
+    parser.add_argument(
+        "--arms",
+        nargs="+",
+        choices=list(suite.arms),
+        default=list(suite.arms),
+        metavar="ARM",
+        help=f"some of {', '.join(suite.arms)}",
+    )
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        choices=suite.tasks,
+        metavar="TASK",
+        help=f"some of {', '.join(suite.tasks)}; {few(suite.laptop_tasks)}",
+    )
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        metavar="SEED",
+        help=f"{few(suite.laptop_seeds)}, or {', '.join(map(str, suite.seeds))}",
+    )
     parser.add_argument("--keep-replay", action="store_true", help="of finished runs, so that they can be made longer")
     parser.add_argument("--out", type=Path, default=Path("runs", name), help="default: %(default)s")
     asked = parser.parse_args(flags)
@@ -94,6 +114,11 @@ def run_suite(name: str, flags: list[str], console: Console) -> int:
     except ValueError as problem:  # all runs are done; they cannot be summed up beside those that were there before
         console.print(f"no table: {problem}", markup=False)
     return 0
+
+
+def few(laptop: Sequence[object]) -> str:
+    """What a flag that is not given means."""
+    return f"by default {', '.join(map(str, laptop))} at the laptop's budget" if laptop else "by default all"
 
 
 def table_of_suite(name: str, flags: list[str], console: Console) -> int:
@@ -142,7 +167,7 @@ def print_sheets(made: list[Sheet], console: Console, markdown: bool = False) ->
         if markdown:
             print(sheet.markdown())
         else:
-            console.print(sheet.rich())
+            sheet.print(console)
 
 
 def add_to_results(name: str, flags: list[str], console: Console) -> int:

@@ -11,6 +11,7 @@ import csv
 import dataclasses
 import functools
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,8 +92,8 @@ class Column:
         return next(iter(rows), None)
 
     def _rows(self, task: str | None) -> list[Published]:
-        rows = lookup(self.suite, task, self.agent, self.variant, self.source, self.metric)
-        return [row for row in rows if self.budget is None or row.budget == self.budget]
+        rows = _by_column().get((self.source, self.suite, self.agent, self.variant, self.metric), [])
+        return [row for row in rows if task in (None, row.task) and self.budget in (None, row.budget)]
 
 
 class Score(NamedTuple):
@@ -107,6 +108,14 @@ def published() -> tuple[Published, ...]:
     """Every figure there is."""
     paths = [path for path in sorted(PUBLISHED.glob("*.csv")) if path.name != HUMAN_RANDOM]
     return tuple(row for path in paths for row in _read(path))
+
+
+@functools.cache
+def _by_column() -> dict[tuple[str, ...], list[Published]]:
+    found: dict[tuple[str, ...], list[Published]] = defaultdict(list)
+    for row in published():
+        found[row.source, row.suite, row.agent, row.variant, row.metric].append(row)
+    return found
 
 
 @functools.cache
@@ -132,7 +141,7 @@ def lookup(
     source: str | None = None,
     metric: str | None = None,
 ) -> list[Published]:
-    """What is known, by whatever is given; ours (`evidence` memory) last."""
+    """What is known, by whatever is given; what is recalled only (`evidence` memory) last."""
     wanted = {"suite": suite, "task": task, "agent": agent, "variant": variant, "source": source, "metric": metric}
     asked = {name: value for name, value in wanted.items() if value is not None}
     found = [row for row in published() if all(getattr(row, name) == value for name, value in asked.items())]

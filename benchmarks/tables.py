@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE
+from rich.console import Console
 from rich.table import Table
 
 from ..training import Experiment
@@ -18,6 +19,7 @@ from .stats import (
     Array,
     Interval,
     Scores,
+    Statistic,
     differences,
     interquartile_mean,
     mean,
@@ -43,12 +45,17 @@ class Sheet:
     lines: Sequence[tuple[str, ...]]
     notes: tuple[str, ...] = ()
 
-    def rich(self) -> Table:
-        """For the terminal."""
-        table = Table(*self.columns, title=self.title, caption="\n".join(self.notes) or None, box=SIMPLE)
+    def print(self, console: Console) -> None:
+        """On a terminal; title and notes run over its width, not the table's."""
+        table = Table(*self.columns, box=SIMPLE)
         for line in self.lines:
             table.add_row(*line)
-        return table
+        console.print(self.title, markup=False)
+        console.print(table)
+        for note in self.notes:
+            console.print(note, markup=False)
+        if self.notes:
+            console.print()
 
     def markdown(self) -> str:
         rule = "|".join(["", *("---" for _ in self.columns), ""])
@@ -283,13 +290,16 @@ def beside(
         theirs = column.of(task)
         if theirs and returns[arm][task]:
             yield theirs, task, spread(list(returns[arm][task].values()))
-    if arm not in scores or not all(scores[arm].get(task) for task in suite.tasks):
+    own = scores if suite.human else returns
+    metrics: dict[str, Statistic] = {"iqm_return": interquartile_mean}
+    if suite.human:
+        metrics = {"iqm_hns": interquartile_mean, "mean_hns": mean, "median_hns": median}
+    if arm not in own or not all(own[arm].get(task) for task in suite.tasks):
         return
-    metrics = {"iqm_hns": interquartile_mean, "mean_hns": mean, "median_hns": median} if suite.human else {}
     for metric, statistic in metrics.items():
         found = dataclasses.replace(column, metric=metric).value(f"ALL({len(suite.tasks)})")
         if found:
-            runs = arrays(scores[arm], suite.tasks)
+            runs = arrays(own[arm], suite.tasks)
             interval = cells(stratified_interval(runs, statistic=statistic), runs)
             yield found, f"{metric.partition('_')[0]}, {len(suite.tasks)} tasks", " (".join(interval) + ")"
 

@@ -1,0 +1,402 @@
+"""Rows and curves of finished runs, on a real run and on copies of it: written, read, added, summed up, compared."""
+
+import dataclasses
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from resprout.agents import DQN
+from resprout.benchmarks import __main__ as bench_command
+from resprout.benchmarks import results, tables
+from resprout.benchmarks.compare import compare
+from resprout.benchmarks.published import Column
+from resprout.benchmarks.runner import run_directory
+from resprout.benchmarks.suites import SUITES, Suite
+from resprout.training import Experiment, train
+from resprout.training import __main__ as command_line
+from resprout.training.metrics import read_metrics
+
+SMALL = DQN(warmup=100, batch_size=8, hidden=(8,), capacity=300, epsilon_decay_steps=100)
+CARTPOLE = Experiment(
+    agent=SMALL,
+    env="gym/CartPole-v1",
+    eval_episodes=2,
+    eval_every=50,
+    log_every=10,
+)
+FIRST, SECOND = "gym/CartPole-v1", "gym/Acrobot-v1"
+TINY = Suite(
+    arms={"a": CARTPOLE, "b": dataclasses.replace(CARTPOLE, replay="reshuffled")},
+    tasks=(FIRST, SECOND),
+    seeds=(0, 1, 2),
+    steps={"laptop": 150, "paper": 300},
+    baselines={"b": "a"},
+)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """A run of the first arm on the first task, seed 0, as `bench run` would make it."""
+    out = tmp_path_factory.mktemp("tiny")
+    directory = run_directory(out, "a", FIRST, 0)
+    train(TINY.experiment("a", FIRST, 0, 150, str(directory)), quiet=True)
+    return directory
+
+
+@pytest.fixture
+def finish(real, tmp_path):
+    """Copies of that run as another arm, task, seed, length and return."""
+
+    def make(
+        arm: str, task: str, seed: int, value: float | None, steps: int = 150, out: Path = tmp_path / "out"
+    ) -> Path:
+        directory = run_directory(out, arm, task, seed)
+        shutil.copytree(real, directory)
+        experiment = TINY.experiment(arm, task, seed, steps, str(directory))
+        config, summary = (json.loads((directory / name).read_text()) for name in ("config.json", "summary.json"))
+        config |= {"experiment": experiment.to_json(), "digest": experiment.digest()}
+        (directory / "config.json").write_text(json.dumps(config))
+        (directory / "summary.json").write_text(json.dumps(summary | {"return": value, "agent_steps": steps}))
+        return directory
+
+    return make
+
+
+def rendered(sheets) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    for sheet in sheets:
+        sheet.print(console)
+    return console.file.getvalue()
+
+
+def summed_up(out, suite=TINY, stored=None) -> str:
+    return rendered(tables.sheets(suite, tables.gather("tiny", suite, out, stored)))
+
+
+# Rows and curves
+
+
+def test_a_row_says_what_the_run_says(real):
+    row = results.row_of(real, "tiny", "a")
+    summary = json.loads((real / "summary.json").read_text())
+    config = json.loads((real / "config.json").read_text())
+    assert (row.task, row.seed, row.agent_steps, row.protocol) == (FIRST, 0, 150, "")
+    assert row.final_return == np.mean(summary["episode_returns"]) and row.episodes == 2
+    assert row.gradient_steps == summary["gradient_steps"] > 0
+    assert row.digest == TINY.experiment("a", FIRST, 0, 150, "").digest() == config["digest"]
+    assert (row.commit, row.resprout, row.jax) == (
+        config["git_commit"] or "",
+        config["versions"]["resprout"],
+        config["versions"]["jax"],
+    )
+    assert row.directory == f"{real.parents[2].name}/a/gym-CartPole-v1/s0"
+    assert len(row.finished) == 10
+
+
+def test_an_atari_row_has_its_protocol(real, tmp_path):
+    for given, said in ((None, "dopamine"), ("atari100k", "atari100k")):
+        shutil.copytree(real, tmp_path / said)
+        config = json.loads((real / "config.json").read_text())
+        config["experiment"] |= {"env": "atari/Pong", "protocol": given}
+        (tmp_path / said / "config.json").write_text(json.dumps(config))
+        assert results.row_of(tmp_path / said, "tiny", "a").protocol == said
+
+
+def test_curves_are_means_over_equal_parts_of_the_run(real):
+    row = results.row_of(real, "tiny", "a")
+    points = results.curve_points(real, row)
+    by_metric = {}
+    for point in points:
+        by_metric.setdefault(point.metric, {})[point.step] = point.value
+    assert set(by_metric) == {"eval/return", "episode/return"}
+    lines = read_metrics(real / "metrics.jsonl")
+    evaluated = {line["step"]: line["eval/return"] for line in lines if "eval/return" in line}
+    # 20 parts of 7.5 agent steps: 50 lies in the seventh, which ends at 52
+    assert by_metric["eval/return"] == {52: evaluated[50], 105: evaluated[100], 150: evaluated[150]}
+
+
+def test_a_part_of_a_curve_is_the_mean_of_what_lies_in_it(real, tmp_path):
+    shutil.copytree(real, tmp_path / "run")
+    lines = [{"step": step, "episode/return": value} for step, value in ((1, 1.0), (5, 3.0), (10, 8.0), (11, 7.0))]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    row = dataclasses.replace(results.row_of(real, "tiny", "a"), agent_steps=200)
+    assert [point[3:] for point in results.curve_points(tmp_path / "run", row)] == [
+        (10, "episode/return", 4.0),
+        (20, "episode/return", 7.0),
+    ]
+
+
+def test_what_a_report_draws_is_kept_and_nothing_else(real, tmp_path):
+    shutil.copytree(real, tmp_path / "run")
+    kept = [
+        "dormant/post/tau0/critic",
+        "dormant/post/tau0.1/actor",
+        "fau/critic",
+        "srank/critic",
+        "effective_rank/critic",
+    ]
+    kept += ["adaptive_replay_ratio/replay_ratio"]
+    left = ["critic/loss", "eval/return_std", "dormant/grad/tau0.05/critic", "stable_rank/critic", "steps_per_second"]
+    line = {"step": 10, **dict.fromkeys([*kept, *left], 0.5), "fau/none": None}
+    (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    points = results.curve_points(tmp_path / "run", results.row_of(real, "tiny", "a"))
+    assert sorted(point.metric for point in points) == sorted(kept)
+
+
+def test_files_hold_what_was_written_and_say_the_same_in_any_order(real, finish, tmp_path):
+    rows = [results.row_of(finish("b", FIRST, 1, None), "tiny", "b"), results.row_of(real, "tiny", "a")]
+    points = results.curve_points(real, rows[1])
+    table, curves = results.paths("tiny", tmp_path)
+    results.write_rows(table, rows)
+    results.write_curves(curves, points)
+    once = table.read_bytes(), curves.read_bytes()
+    read = results.read_rows(table)
+    assert np.isnan(read[1].final_return) and read[0].key == ("tiny", "a", FIRST, 0)
+    for field in dataclasses.fields(results.Row):
+        value = getattr(rows[1], field.name)
+        assert getattr(read[0], field.name) == (
+            pytest.approx(value, rel=1e-9, nan_ok=True) if field.type is float else value
+        )
+    drawn = {point[:5]: point.value for point in results.read_curves(curves)}
+    assert drawn == {point[:5]: pytest.approx(point.value, rel=1e-4) for point in points}
+    results.write_rows(table, reversed(read))
+    results.write_curves(curves, reversed(points))
+    assert (table.read_bytes(), curves.read_bytes()) == once
+    assert str(tmp_path) not in table.read_text()
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda text: text.replace("schema,suite", "suite"), "has no column schema"),
+        (lambda text: text.replace("\n1,", "\n2,"), "schema '2' is not 1"),
+        (lambda text: text.replace(",150,", ",many,"), "cannot be read: invalid literal"),
+        (lambda text: text.rpartition(",")[0], "line 2: not as many values as columns"),
+        (lambda text: "", "has no column schema"),
+    ],
+)
+def test_a_table_that_is_none_is_one_line(edit, message, real, tmp_path):
+    path = tmp_path / "tiny.csv"
+    results.write_rows(path, [results.row_of(real, "tiny", "a")])
+    path.write_text(edit(path.read_text()))
+    with pytest.raises(ValueError, match=message) as error:
+        results.read_rows(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_unfinished_run_has_no_row(real, tmp_path):
+    shutil.copytree(real, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    with pytest.raises(ValueError, match="run is no finished run"):
+        results.row_of(tmp_path / "run", "tiny", "a")
+
+
+# Adding
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """TINY as a suite that the command line knows."""
+
+    def suite() -> Suite:
+        """A suite of tests."""
+        return TINY
+
+    monkeypatch.setitem(SUITES, "tiny", suite)
+    return lambda *arguments: command_line.dispatch(["bench", *map(str, arguments)])
+
+
+def test_add_puts_in_what_is_new_and_leaves_what_is_there(tiny, finish, tmp_path, capsys):
+    finish("a", FIRST, 0, 10.0)
+    out, folder = tmp_path / "out", tmp_path / "results"
+    assert tiny("add", "tiny", out, "--results", folder) == 0
+    assert "1 runs added, 0 were there already" in " ".join(capsys.readouterr().out.split())
+    shutil.rmtree(out)
+    finish("a", FIRST, 0, 99.0)  # a second run of what is there already
+    finish("b", FIRST, 0, 20.0)
+    assert tiny("add", "tiny", out, "--results", folder) == 0
+    assert "1 runs added, 1 were there already" in " ".join(capsys.readouterr().out.split())
+    assert [(row.arm, row.final_return) for row in results.read_rows(folder / "tiny.csv")] == [("a", 10), ("b", 20)]
+    assert {point.arm for point in results.read_curves(folder / "tiny-curves.csv")} == {"a", "b"}
+
+    assert tiny("add", "tiny", folder / "tiny.csv", "--results", tmp_path / "other") == 0  # somebody else's table
+    for name in ("tiny.csv", "tiny-curves.csv"):
+        assert (tmp_path / "other" / name).read_bytes() == (folder / name).read_bytes()
+    capsys.readouterr()
+    assert tiny("table", "tiny", "--results", folder, "--out", out, "--rows", "--markdown") == 0
+    said = capsys.readouterr().out  # what the results hold counts
+    assert "| 10 |" in said and "| 99 |" not in said
+
+
+def test_add_refuses_what_does_not_belong(tiny, finish, tmp_path, capsys):
+    out, folder = tmp_path / "out", tmp_path / "results"
+    longer = finish("a", FIRST, 1, 1.0, steps=300)
+    finish("a", FIRST, 0, 1.0)
+    assert tiny("add", "tiny", out, "--results", folder) == 2
+    assert "different lengths" in capsys.readouterr().err
+    shutil.rmtree(longer)
+    config = json.loads((run_directory(out, "a", FIRST, 0) / "config.json").read_text())
+    (run_directory(out, "a", FIRST, 0) / "config.json").write_text(json.dumps(config | {"digest": "0" * 16}))
+    assert tiny("add", "tiny", out, "--results", folder) == 2
+    said = capsys.readouterr().err
+    assert "another configuration (0000000000000000) than a of tiny" in said and said.count("\n") == 1
+    assert not folder.exists()
+
+
+def test_rows_of_other_suites_arms_and_protocols_are_refused(real):
+    row = results.row_of(real, "tiny", "a")
+    tables.check_rows("tiny", TINY, [row])
+    for change, message in (
+        ({"suite": "other"}, "a run of the suite other, not of tiny"),
+        ({"arm": "c"}, "no arm c on gym/CartPole-v1"),
+        ({"task": "gym/Pendulum-v1"}, "no arm a on gym/Pendulum-v1"),
+        ({"seed": 1}, "another configuration"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tables.check_rows("tiny", TINY, [dataclasses.replace(row, **change)])
+    atari = [dataclasses.replace(row, task="atari/Pong", protocol=name, seed=seed) for seed, name in enumerate("xy")]
+    with pytest.raises(ValueError, match=r"different Atari protocols are not compared: .* is under x, .* is under y"):
+        tables.check_comparable(atari)
+
+
+# Summing up
+
+
+def test_scores_are_relative_to_the_first_arm_that_has_every_task(finish, tmp_path):
+    finish("a", FIRST, 0, 50.0)  # `a` has no run on the second task
+    for seed, (on_first, on_second) in enumerate([(10.0, 4.0), (30.0, 4.0)]):
+        finish("b", FIRST, seed, on_first)
+        finish("b", SECOND, seed, on_second)
+    rows = tables.gather("tiny", TINY, tmp_path / "out", None)
+    returns = tables.returns_of(TINY, rows)
+    assert returns == {"a": {FIRST: {0: 50.0}, SECOND: {}}, "b": {FIRST: {0: 10.0, 1: 30.0}, SECOND: {0: 4.0, 1: 4.0}}}
+    assert tables.scales(returns, TINY.tasks) == {FIRST: 20.0, SECOND: 4.0}
+    said = summed_up(tmp_path / "out")
+    assert "2.500" in said  # 50 / 20
+    assert "-2.000" in said  # (10 - 50) / 20
+    assert "a (of 1 tasks)" in said and "one pair shows nothing" in said and "none of one run" in said
+
+
+def test_returns_of_a_single_task_stay_as_they_are(finish, tmp_path):
+    for seed, value in enumerate([1.0, -3.0]):
+        finish("a", FIRST, seed, value)
+        finish("b", FIRST, seed, value + 2)
+    said = summed_up(tmp_path / "out")
+    assert "-1.000" in said and "-3.000 to 1.000" in said
+    assert "2.000 to 2.000" in said and "no difference shown" not in said
+    assert "0.75 (0.00 to 1.00)" in said  # of four pairs 3 and -1 win all but one
+    assert "-1.0 ± 2.8" in said and "fewer than 5 runs" in said
+
+
+def test_an_interval_around_zero_is_called_no_difference(finish, tmp_path):
+    for seed, difference in enumerate([-1.0, 1.0, 0.5]):
+        finish("a", FIRST, seed, 5.0)
+        finish("b", FIRST, seed, 5.0 + difference)
+    assert "no difference shown" in summed_up(tmp_path / "out")
+
+
+def test_what_cannot_be_summed_up_is_one_line_and_the_rest_is_told(finish, tmp_path):
+    with pytest.raises(ValueError, match="no finished run"):
+        summed_up(tmp_path / "out")
+    finish("a", FIRST, 0, 0.0)
+    finish("b", SECOND, 0, 7.0)
+    said = summed_up(tmp_path / "out")
+    assert "no arm has a finished run on every task" in said and "7.0" in said
+    finish("a", SECOND, 0, 1.0)
+    assert "mean return of 0 on gym/CartPole-v1, which cannot be score 1" in " ".join(
+        summed_up(tmp_path / "out").split()
+    )
+    finish("a", FIRST, 1, 1.0, steps=300)
+    with pytest.raises(ValueError, match="different lengths"):
+        summed_up(tmp_path / "out")
+
+
+def test_run_directories_and_results_make_one_table(finish, tmp_path):
+    directory = finish("a", FIRST, 0, 4.0)
+    results.add([results.row_of(directory, "tiny", "a")], [], "tiny", tmp_path)
+    finish("a", FIRST, 1, 6.0)
+    assert len(tables.gather("tiny", TINY, tmp_path / "out", tmp_path)) == 2
+    assert len(tables.gather("tiny", TINY, None, tmp_path)) == 1
+
+
+def test_a_table_can_be_traced_and_written_as_markdown(tiny, finish, tmp_path, capsys):
+    finish("a", FIRST, 0, 4.0)
+    assert tiny("table", "tiny", "--out", tmp_path / "out", "--rows", "--markdown") == 0
+    said = capsys.readouterr().out
+    row = results.row_of(run_directory(tmp_path / "out", "a", FIRST, 0), "tiny", "a")
+    for value in ("out/a/gym-CartPole-v1/s0", row.digest, row.commit[:12]):
+        assert value in said
+    assert tiny("table", "tiny", "--out", tmp_path / "out", "--markdown") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "| a | 1 | 4.000 | none of one run |" in lines and "| arm | CartPole-v1 |" in lines
+
+
+def test_published_figures_stand_beside_ours_with_what_differs(real):
+    suite = Suite(
+        arms={"dqn": CARTPOLE},
+        tasks=("atari/Boxing", "atari/Pong"),
+        seeds=(0, 1),
+        steps={"laptop": 150, "paper": 150},
+        baselines={},
+        published={"dqn": Column("rliable_100k", "atari100k", "DrQ(eps)")},
+        human=True,
+    )
+    row = dataclasses.replace(results.row_of(real, "tiny", "dqn"), arm="dqn", protocol="dopamine")
+    rows = [dataclasses.replace(row, task=task, final_return=8.0) for task in suite.tasks]
+    last = tables.sheets(suite, rows)[-1]
+    assert last.title == "Beside rliable_100k: eval_return after 100,000 agent steps ≠"
+    ((task, arm, ours, theirs, value), _) = last.lines
+    assert (task, arm, ours, theirs) == ("Boxing", "dqn", "8.0", "DrQ(eps)")
+    assert value.startswith("9.042 ± 3.07") and value.endswith("100 runs")
+    for difference in ("sticky actions 0, ours 0.25", "a lost life ends an episode", "agent steps 100,000, ours 150"):
+        assert difference in last.notes[0]
+    (arms, *_) = tables.sheets(suite, rows)
+    assert arms.columns[-1] == "optimality gap" and "human-normalised" in arms.title
+    assert arms.lines[0][2] == f"{((8 - 0.1) / 12 + (8 + 20.7) / 35.3) / 2:.3f}"
+
+
+def test_a_published_aggregate_stands_beside_ours_only_when_every_task_has_a_run(real):
+    suite = SUITES["resets-dmc"]()
+    row = dataclasses.replace(results.row_of(real, "resets-dmc", "sac-rr1"), arm="sac-rr1", agent_steps=2_000_000)
+    rows = [dataclasses.replace(row, task=task, final_return=100.0 * i) for i, task in enumerate(suite.tasks)]
+    by_title = {sheet.title: sheet for sheet in tables.sheets(suite, rows)}
+    aggregate = by_title["Beside nikishin_curves: iqm_return after 2,000,000 agent steps"]
+    assert aggregate.lines == [
+        ("iqm, 10 tasks", "sac-rr1", "450.000 (none of one run)", "SAC, RR 1, no resets", "577.6 (546 to 607), 10 runs")
+    ]
+    assert aggregate.notes == ("Their protocol is ours.",)
+    assert len(by_title["Beside nikishin_curves: eval_return after 2,000,000 agent steps"].lines) == 10
+    assert not [sheet for sheet in tables.sheets(suite, rows[1:]) if "iqm_return" in sheet.title]
+
+
+# Comparing
+
+
+def test_compare_shows_what_differs_and_nothing_else(real, finish, tmp_path):
+    other = finish("b", FIRST, 1, 3.25)
+    config, result, metrics = compare(real, other)
+    assert {line[0]: line[1:] for line in config.lines} == {"replay": ("uniform", "reshuffled"), "seed": ("0", "1")}
+    assert next((line[0], line[2]) for line in result.lines if line[0] == "return") == ("return", "3.25")
+    assert {"eval/return", "critic/loss"} <= {line[0] for line in metrics.lines}
+    (other / "summary.json").unlink()
+    assert ("no, at agent step 150") in compare(real, other)[1].lines[0]
+    with pytest.raises(ValueError, match="nothing is not a run directory"):
+        compare(real, tmp_path / "nothing")
+
+
+def test_compare_on_the_command_line(real, capsys):
+    assert command_line.dispatch(["bench", "compare", str(real), str(real), "--markdown"]) == 0
+    assert "| agent steps | 150 | 150 |" in capsys.readouterr().out
+
+
+def test_every_stored_result_belongs_to_its_suite():
+    for path in sorted(results.RESULTS.glob("*.csv")):
+        if path.stem.endswith("-curves"):
+            assert results.read_curves(path)
+        elif path.stem in dict(bench_command.names()):
+            tables.check_comparable(results.read_rows(path))
