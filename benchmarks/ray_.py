@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +24,7 @@ from rich.console import Console
 
 from ..training import Experiment
 from .progress import SuiteProgress
-from .runner import Failure, Run, conclude, log_path, train_one
+from .runner import Failure, Run, conclude, last_words, log_path, start
 
 POLL = 0.5  # seconds between looks at the tasks
 CONNECT = 5.0  # seconds within which somebody must answer at the address
@@ -226,29 +225,28 @@ def look(path: str) -> tuple[str | None, str]:
 
 
 def work(experiment: dict[str, Any], needs: Needs) -> None:
-    """One run, in a process that does nothing else; all that it says goes into its log."""
-    directory = Path(experiment["out"])
-    with directory.with_suffix(".log").open("ab") as log:
-        os.dup2(log.fileno(), sys.stdout.fileno())
-        os.dup2(log.fileno(), sys.stderr.fileno())
-    import jax
+    """One run, in a process of its own that ends with this one; what it says goes into its log.
 
-    cores = claim_cores(needs.cpus)  # before JAX counts them
-    if cores:
-        os.sched_setaffinity(0, cores)
+    Not in this process, for Ray and JAX each bring libraries of one name that get into each other's way.
+    """
+    run = Experiment.from_json(experiment)
+    directory = Path(str(run.out))
+    environment = dict(os.environ)
     if not needs.gpus:
-        jax.config.update("jax_platforms", "cpu")
+        environment["JAX_PLATFORMS"] = "cpu"
     elif needs.gpus < 1:
-        os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 * needs.gpus:.3f}"
+        environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 * needs.gpus:.3f}"
     wait_for_release(directory)
+    cores = claim_cores(needs.cpus) or sorted(os.sched_getaffinity(0))
+    process, said_before = start(directory, run, cores, environment, tied=True)
     try:
-        train_one(Experiment.from_json(experiment))
-    except Exception as error:  # noqa: BLE001 - the driver tells it
-        traceback.print_exc()
-        raise RuntimeError(f"{type(error).__name__}: {error}") from None  # what any driver can read
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        code = process.wait()
+    except BaseException:  # the task is cancelled
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        raise
+    if code:
+        raise RuntimeError(last_words(directory.with_suffix(".log"), code, said_before))
 
 
 def claim_cores(count: int) -> list[int]:

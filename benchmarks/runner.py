@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,7 +110,8 @@ def run_all(pending: Sequence[Run], jobs: int, keep_replay: bool, console: Conso
                     if waiting and place not in running:
                         run = waiting.pop()
                         share = cores[place::jobs] or [cores[place % len(cores)]]
-                        running[place] = (run, *start(run, share))
+                        log_path(run).parent.mkdir(parents=True, exist_ok=True)
+                        running[place] = (run, *start(run.directory, run.experiment, share))
                         progress.begin(run, run.arm)
                 time.sleep(POLL)
                 progress.show()
@@ -118,7 +120,9 @@ def run_all(pending: Sequence[Run], jobs: int, keep_replay: bool, console: Conso
                         continue
                     del running[place]
                     if process.returncode:
-                        failures.append(Failure(run, last_words(run, process.returncode, said_before), log_path(run)))
+                        failures.append(
+                            Failure(run, last_words(log_path(run), process.returncode, said_before), log_path(run))
+                        )
                     told = "FAILED" if process.returncode else conclude(run, keep_replay)
                     progress.end(run, told, ok=not process.returncode)
     finally:
@@ -132,17 +136,28 @@ def run_all(pending: Sequence[Run], jobs: int, keep_replay: bool, console: Conso
     return failures
 
 
-def start(run: Run, cores: list[int]) -> tuple[subprocess.Popen[bytes], int]:
-    """A process, and the length of its log so far.
+def start(
+    directory: Path,
+    experiment: Experiment[Any],
+    cores: list[int],
+    environment: dict[str, str] | None = None,
+    tied: bool = False,
+) -> tuple[subprocess.Popen[bytes], int]:
+    """A process that trains one run, and the length of its log so far; if `tied`, it ends when this one does.
 
     In a session of its own: a Ctrl-C of the terminal does not reach it, only our signal does.
     """
-    task = {"experiment": run.experiment.to_json(), "cores": cores}
+    task = {"experiment": experiment.to_json(), "cores": cores, "tied": tied}
     command = [sys.executable, "-P", "-m", "resprout.benchmarks.runner", json.dumps(task)]
-    log_path(run).parent.mkdir(parents=True, exist_ok=True)
-    with log_path(run).open("ab") as log:
+    path = directory.with_suffix(".log")
+    with path.open("ab") as log:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            env=environment,
+            stdin=subprocess.PIPE if tied else subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         return process, log.tell()
 
@@ -150,7 +165,15 @@ def start(run: Run, cores: list[int]) -> tuple[subprocess.Popen[bytes], int]:
 def work(task: dict[str, Any]) -> None:
     """What the process does: one run, from its newest checkpoint if it was begun before."""
     os.sched_setaffinity(0, task["cores"])  # before JAX counts them
+    if task["tied"]:
+        threading.Thread(target=end_with_parent, daemon=True).start()
     train_one(Experiment.from_json(task["experiment"]))
+
+
+def end_with_parent() -> None:
+    """Wait until the other end of the standard input is gone, which a kill of the parent leaves no way around."""
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(1)
 
 
 def train_one(experiment: Experiment[Any]) -> None:
@@ -176,11 +199,11 @@ def log_path(run: Run) -> Path:
     return run.directory.with_suffix(".log")
 
 
-def last_words(run: Run, code: int, said_before: int) -> str:
+def last_words(log: Path, code: int, said_before: int) -> str:
     """Why a process ended with `code`, by the last line of its log, whose first `said_before` bytes are others'."""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
-    text = log_path(run).read_bytes()[said_before:].decode(errors="replace")
+    text = log.read_bytes()[said_before:].decode(errors="replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "it said nothing"
 

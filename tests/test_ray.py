@@ -23,9 +23,9 @@ from resprout.training import __main__ as command_line
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed; it is an extra")
 TASK = "gym/CartPole-v1"
-AGENT = DQN(warmup=200, batch_size=8, hidden=(8,), capacity=2_000, epsilon_decay_steps=500)
-LONG = Experiment(agent=AGENT, env=TASK, eval_episodes=2, eval_every=0, checkpoint_every=500, keep_checkpoints=2)
-SUITE = Suite(arms={"a": LONG}, tasks=(TASK,), seeds=(0, 1, 2), steps={"laptop": 20_000, "paper": 20_000}, baselines={})
+AGENT = DQN(warmup=200, batch_size=8, hidden=(8,), capacity=1_000, epsilon_decay_steps=500)
+LONG = Experiment(agent=AGENT, env=TASK, eval_episodes=2, eval_every=0, checkpoint_every=200, keep_checkpoints=2)
+SUITE = Suite(arms={"a": LONG}, tasks=(TASK,), seeds=(0, 1, 2), steps={"laptop": 4_000, "paper": 4_000}, baselines={})
 
 
 # What must be right before anything begins
@@ -131,7 +131,7 @@ def checkpoint_step(directory: Path) -> int:
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_a_node_is_killed_half_way_and_its_run_goes_on_elsewhere(cluster, tmp_path):
     out = tmp_path / "runs"
-    every = runner.runs(SUITE, ["a"], [TASK], SUITE.seeds, 20_000, out)
+    every = runner.runs(SUITE, ["a"], [TASK], SUITE.seeds, 4_000, out)
     with pytest.raises(ValueError, match="no node has 7 CPUs"):
         ray_.run_all(every, out, cluster.address, ray_.Needs(cpus=7), False, Console(file=io.StringIO()))
     assert not out.exists()
@@ -158,7 +158,7 @@ def test_a_node_is_killed_half_way_and_its_run_goes_on_elsewhere(cluster, tmp_pa
     for run in every:
         assert runner.is_finished(run) and not (run.directory / "replay").exists()
         lines = [json.loads(line)["step"] for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
-        assert lines == sorted(lines) and lines[-1] == 20_000
+        assert lines == sorted(lines) and lines[-1] == 4_000
 
 
 def log_begins(run: runner.Run) -> list[int]:
