@@ -119,8 +119,8 @@ def intervals_svg(
                 [interval.low, interval.high], [place, place], color=look.colour, linewidth=5, alpha=0.4
             )
             (point,) = axes.plot([interval.estimate], [place], "o", color=look.colour, markersize=6)
-            for artist in (line, point):
-                artist.set_gid(f"line-arm{look.index}")
+            line.set_gid(f"line-arm{look.index}")
+            point.set_gid(f"point-arm{look.index}")
         axes.set(xlabel=unit, yticks=range(len(by_arm)), yticklabels=list(by_arm), ylim=(len(by_arm) - 0.4, -0.6))
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")

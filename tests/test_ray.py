@@ -116,8 +116,9 @@ def cluster():
     """Ray's own control plane and, beside a head without CPUs, two nodes with room for one run each."""
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    made.nodes = [made.add_node(num_cpus=1), made.add_node(num_cpus=1)]
+    small = {"object_store_memory": 80_000_000, "include_log_monitor": False, "include_dashboard": False}
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
+    made.nodes = [made.add_node(num_cpus=1, **small), made.add_node(num_cpus=1, **small)]
     yield made
     made.shutdown()
 
