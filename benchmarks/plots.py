@@ -18,7 +18,7 @@ HUES = 8  # colours of arms; --hue-0 to --hue-7 in report.html, where light and 
 DASHES = ("-", "--", ":", "-.")  # then the next dash begins the hues anew
 RESAMPLES = 2_000  # of a band
 TEXT, RULE = "#010101", "#010102"  # stand for what the page decides
-STYLE = {
+STYLE: Any = {
     "axes.edgecolor": RULE,
     "axes.labelcolor": TEXT,
     "axes.spines.right": False,
@@ -43,7 +43,7 @@ Curve = tuple[Array, Array]  # agent steps and values, [points] each
 class Look(NamedTuple):
     """Of an arm, in every figure."""
 
-    index: int  # among the suite's arms
+    number: int  # among the arms of the report
     hue: int
     dash: str
 
@@ -119,8 +119,8 @@ def intervals_svg(
                 [interval.low, interval.high], [place, place], color=look.colour, linewidth=5, alpha=0.4
             )
             (point,) = axes.plot([interval.estimate], [place], "o", color=look.colour, markersize=6)
-            line.set_gid(f"line-arm{look.index}")
-            point.set_gid(f"point-arm{look.index}")
+            line.set_gid(f"line-arm{look.number}")
+            point.set_gid(f"point-arm{look.number}")
         axes.set(xlabel=unit, yticks=range(len(by_arm)), yticklabels=list(by_arm), ylim=(len(by_arm) - 0.4, -0.6))
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
@@ -132,10 +132,10 @@ def intervals_svg(
 def draw_line(axes: Any, x: Array, profile: Profile, look: Look, banded: bool) -> None:
     marker = "o" if len(x) == 1 else ""
     (line,) = axes.plot(x, profile.estimate, look.dash, color=look.colour, marker=marker, markersize=4, linewidth=1.6)
-    line.set_gid(f"line-arm{look.index}")
+    line.set_gid(f"line-arm{look.number}")
     if banded:
         area = axes.fill_between(x, profile.low, profile.high, color=look.colour, alpha=0.15, linewidth=0)
-        area.set_gid(f"band-arm{look.index}")
+        area.set_gid(f"band-arm{look.number}")
 
 
 def drawn(key: str, label: str, size: tuple[float, float], draw: Callable[[Any], None]) -> str:

@@ -118,7 +118,7 @@ def legend(styles: Mapping[str, Look]) -> str:
     """A box for each arm, which hides it in every figure."""
     dashes = {"-": "", "--": "5 2.5", ":": "1.5 2.5", "-.": "6 2 1.5 2"}
     items = "".join(
-        f'<label><input type="checkbox" checked value="{look.index}">'
+        f'<label><input type="checkbox" checked value="{look.number}">'
         f'<svg viewBox="0 0 30 10" aria-hidden="true"><path d="M0 5H30" fill="none" stroke="var(--hue-{look.hue})" '
         f'stroke-width="3" stroke-dasharray="{dashes[look.dash]}"/></svg>{escape(arm)}</label>'
         for arm, look in styles.items()
@@ -167,7 +167,8 @@ def aggregate(suite: Suite, returns: Returns, tasks: Sequence[str], styles: Mapp
 
 def by_task(suite: Suite, rows: Sequence[Row], returns: Returns, tasks: Sequence[str]) -> str:
     """Every arm on every task, with the published figure beside it; the number of runs leads to them."""
-    lines, fewest = [], ENOUGH
+    lines: list[tuple[str, ...]] = []
+    fewest = ENOUGH
     for task in tasks:
         for arm in returns:
             values = list(returns[arm][task].values())
@@ -184,7 +185,7 @@ def by_task(suite: Suite, rows: Sequence[Row], returns: Returns, tasks: Sequence
                     *(f"{min(values):.4g}", f"{max(values):.4g}", f"{theirs.mean:.4g}" if theirs else ""),
                 )
             )
-    columns = ("task", "arm", "runs", "mean return", "95 % interval", "lowest", "highest", "published")
+    columns: tuple[str, ...] = ("task", "arm", "runs", "mean return", "95 % interval", "lowest", "highest", "published")
     if not any(line[-1] for line in lines):
         columns, lines = columns[:-1], [line[:-1] for line in lines]
     notes = ["Mean return of the last evaluation. A click on a heading sorts; the number of runs leads to them."]
