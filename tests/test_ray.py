@@ -26,7 +26,7 @@ needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="
 TASK = "gym/CartPole-v1"
 AGENT = DQN(warmup=200, batch_size=8, hidden=(8,), capacity=1_000, epsilon_decay_steps=500)
 LONG = Experiment(agent=AGENT, env=TASK, eval_episodes=2, eval_every=0, checkpoint_every=200, keep_checkpoints=2)
-SUITE = Suite(arms={"a": LONG}, tasks=(TASK,), seeds=(0, 1, 2), steps={"laptop": 4_000, "paper": 4_000}, baselines={})
+SUITE = Suite(arms={"a": LONG}, tasks=(TASK,), seeds=(0, 1, 2), steps={"laptop": 12_000, "paper": 12_000}, baselines={})
 
 
 # What must be right before anything begins
@@ -144,19 +144,22 @@ def checkpoint_step(directory: Path) -> int:
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_a_node_is_killed_half_way_and_its_run_goes_on_elsewhere(cluster, tmp_path):
     out = tmp_path / "runs"
-    every = runner.runs(SUITE, ["a"], [TASK], SUITE.seeds, 4_000, out)
+    every = runner.runs(SUITE, ["a"], [TASK], SUITE.seeds, 12_000, out)
     with pytest.raises(ValueError, match="no node has 7 CPUs"):
         ray_.run_all(every, out, cluster.address, ray_.Needs(cpus=7), False, Console(file=io.StringIO()))
     assert not out.exists()
 
-    killed: list[dict[int, int]] = []
+    killed: list[tuple[int, int]] = []  # seed and newest checkpoint
 
     def kill() -> None:
-        """One node without warning, once two runs have a checkpoint."""
-        while sum(checkpoint_step(run.directory) > 0 for run in every) < 2:
-            time.sleep(0.2)
-        killed.append({run.seed: checkpoint_step(run.directory) for run in every})
-        os.kill(cluster.nodes[0].all_processes["raylet"][0].process.pid, signal.SIGKILL)
+        """Without warning, the node of the first run that has a checkpoint."""
+        while not any(checkpoint_step(run.directory) for run in every):
+            time.sleep(0.1)
+        victim = next(run for run in every if checkpoint_step(run.directory))
+        raylet = parent(parent(process_of(victim.directory)))
+        assert raylet in [node.all_processes["raylet"][0].process.pid for node in cluster.nodes]
+        killed.append((victim.seed, checkpoint_step(victim.directory)))
+        os.kill(raylet, signal.SIGKILL)
 
     threading.Thread(target=kill, daemon=True).start()
     console = Console(file=io.StringIO(), width=200)
@@ -164,14 +167,26 @@ def test_a_node_is_killed_half_way_and_its_run_goes_on_elsewhere(cluster, tmp_pa
     said = console.file.getvalue()
     assert "[3/3]" in said and killed
     begins = {run.seed: log_begins(run) for run in every}
-    again = {seed: steps for seed, steps in begins.items() if len(steps) > 1}
-    assert len(again) == 1, begins  # the other node lost nothing
-    ((seed, steps),) = again.items()
-    assert steps[0] == 0 and steps[1] >= killed[0][seed] > 0
+    ((seed, newest),) = killed
+    assert begins[seed][0] == 0 and begins[seed][1] >= newest > 0, begins
+    assert all(len(steps) == 1 for other, steps in begins.items() if other != seed), (
+        begins
+    )  # the other node lost nothing
     for run in every:
         assert runner.is_finished(run) and not (run.directory / "replay").exists()
         lines = [json.loads(line)["step"] for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
-        assert lines == sorted(lines) and lines[-1] == 4_000
+        assert lines == sorted(lines) and lines[-1] == 12_000
+
+
+def process_of(directory: Path) -> int:
+    """The process that trains in `directory`."""
+    lines = {path: path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()}
+    (found,) = [path for path, line in lines.items() if b"benchmarks.runner" in line and bytes(directory) in line]
+    return int(found.parent.name)
+
+
+def parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def log_begins(run: runner.Run) -> list[int]:

@@ -260,7 +260,7 @@ def test_in_a_browser(report, browser):
     )
     assert len(sizes) == 7 and min(sizes) > 80
     before = browser.run(VISIBLE.format(0)), browser.run(VISIBLE.format(1))
-    assert before[0] >= 6 and before[1] >= 7
+    assert min(before) >= 6  # an interval without a width is not counted
     browser.run("document.querySelector('.legend input').click()")
     assert browser.run(VISIBLE.format(0)) == 0 and browser.run(VISIBLE.format(1)) == before[1]
 
