@@ -1,7 +1,8 @@
 """`resprout bench`: run a suite or a simulation, and sum up what is finished."""
 
+import inspect
 import sys
-from argparse import ArgumentDefaultsHelpFormatter
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from rich.console import Console
 
 from ..training.__main__ import OneLineParser, UsageError, first_line
 from ..training.specs import nearest
-from . import draw_counts
+from . import draw_counts, ray_
 from .compare import compare
 from .results import RESULTS, add, paths, read_finished, read_rows
 from .runner import is_finished, run_all, runs
@@ -18,12 +19,13 @@ from .tables import Sheet, check_comparable, check_rows, gather, rows_sheet, she
 
 SIMULATIONS = {"errr-counts": "Fujita (2025), arXiv 2503.02269: draws of a transition over its life, all samplers"}
 USAGE = """\
-resprout bench run SUITE [--jobs N] [--budget laptop|paper] [--out DIR] [FLAG ...]     run what is not finished yet
+resprout bench run SUITE [--jobs N | --ray ADDRESS] [--budget laptop|paper] [--out DIR] [FLAG ...]     run what is not finished yet
 resprout bench table SUITE [--out DIR] [--results DIR] [--markdown] [--rows]          sum up what is finished
+resprout bench report SUITE --html FILE [--out DIR] [--results DIR]                   the same with curves, in one HTML file
 resprout bench add SUITE DIR|FILE.csv [--results DIR]                                 put finished runs into the results
 resprout bench compare RUN_DIR RUN_DIR                                                two runs side by side
 """
-ACTIONS = ("run", "table", "add", "compare")
+ACTIONS = ("run", "table", "report", "add", "compare")
 
 
 def names() -> list[tuple[str, str]]:
@@ -52,13 +54,18 @@ def bench(arguments: list[str]) -> int:
         if action != "run":
             raise UsageError(f"{name} is a simulation and prints its table itself: resprout bench run {name}")
         return run_draw_counts(flags, console)
-    return {"run": run_suite, "table": table_of_suite, "add": add_to_results}[action](name, flags, console)
+    actions = {"run": run_suite, "table": table_of_suite, "report": report_of_suite, "add": add_to_results}
+    return actions[action](name, flags, console)
 
 
 def run_suite(name: str, flags: list[str], console: Console) -> int:
     suite = SUITES[name]()
     parser = OneLineParser(prog=f"resprout bench run {name}", description=first_line(SUITES[name].__doc__))
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on its share of the cores")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--jobs", type=int, default=1, help="runs at a time, each on its share of the cores")
+    where.add_argument("--ray", metavar="ADDRESS", help="on a Ray cluster: HOST:PORT, auto, or local to start one here")
+    parser.add_argument("--cpus-per-run", type=int, default=1, metavar="N", help="with --ray")
+    parser.add_argument("--gpus-per-run", type=float, default=0.0, metavar="N", help="with --ray; below 1, runs share")
     parser.add_argument("--budget", choices=list(suite.steps), default="laptop", help=f"agent steps: {suite.steps}")
     parser.add_argument("--steps", type=int, help="agent steps of every run, instead of the budget's")
     parser.add_argument(
@@ -93,7 +100,11 @@ def run_suite(name: str, flags: list[str], console: Console) -> int:
     every = runs(suite, asked.arms, tasks, seeds, steps, asked.out, asked.budget)
     pending = [run for run in every if not is_finished(run)]
     console.print(f"{len(every)} runs of {steps} agent steps, {len(every) - len(pending)} of them finished")
-    failures = run_all(pending, asked.jobs, asked.keep_replay, console)
+    if asked.ray is None:
+        failures = run_all(pending, asked.jobs, asked.keep_replay, console)
+    else:
+        needs = ray_.Needs(asked.cpus_per_run, asked.gpus_per_run)
+        failures = ray_.run_all(pending, asked.out, asked.ray, needs, asked.keep_replay, console)
     for failure in failures:
         console.print(f"failed: {failure.run}: {failure.last_words} ({failure.log})", markup=False)
     if failures:
@@ -111,20 +122,44 @@ def few(laptop: Sequence[object]) -> str:
 
 
 def table_of_suite(name: str, flags: list[str], console: Console) -> int:
-    suite, default = SUITES[name](), Path("runs", name)
+    suite = SUITES[name]()
     parser = OneLineParser(prog=f"resprout bench table {name}", description=first_line(SUITES[name].__doc__))
-    parser.add_argument("--out", type=Path, help=f"run directories; {default} where there are no results")
-    parser.add_argument("--results", type=Path, help=f"folder with {name}.csv; the repository's where nothing is given")
+    add_source_flags(parser, name)
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--rows", action="store_true", help="directory, digest and commit of every run instead")
     asked = parser.parse_args(flags)
-    out, results = asked.out, asked.results
-    if out is None and results is None:
-        stored = not default.exists() and paths(name)[0].exists()
-        out, results = (None, RESULTS) if stored else (default, None)
-    rows = gather(name, suite, out, results)
+    rows = gather(name, suite, *where_from(name, asked))
     print_sheets([rows_sheet(rows)] if asked.rows else sheets(suite, rows), console, asked.markdown)
     return 0
+
+
+def report_of_suite(name: str, flags: list[str], console: Console) -> int:
+    parser = OneLineParser(prog=f"resprout bench report {name}", description="Tables and curves in one HTML file.")
+    parser.add_argument("--html", type=Path, required=True, metavar="FILE", help="written whole or not at all")
+    add_source_flags(parser, name)
+    asked = parser.parse_args(flags)
+    if asked.html.is_dir() or not asked.html.parent.is_dir():
+        raise UsageError(f"--html must be a file in a folder that exists, not {asked.html}")
+    from .report import write_report
+
+    write_report(asked.html, name, SUITES[name](), inspect.getdoc(SUITES[name]) or "", *where_from(name, asked))
+    console.print(f"report: {asked.html}", markup=False, soft_wrap=True)
+    return 0
+
+
+def add_source_flags(parser: ArgumentParser, name: str) -> None:
+    default = Path("runs", name)
+    parser.add_argument("--out", type=Path, help=f"run directories; {default} where there are no results")
+    parser.add_argument("--results", type=Path, help=f"folder with {name}.csv; the repository's where nothing is given")
+
+
+def where_from(name: str, asked: Namespace) -> tuple[Path | None, Path | None]:
+    """Run directories and folder of results that are meant."""
+    if asked.out is not None or asked.results is not None:
+        return asked.out, asked.results
+    default = Path("runs", name)
+    stored = not default.exists() and paths(name)[0].exists()
+    return (None, RESULTS) if stored else (default, None)
 
 
 def print_sheets(made: list[Sheet], console: Console, markdown: bool = False) -> None:

@@ -8,10 +8,12 @@ What is finished is left alone, what was begun goes on where it was, so that the
 
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from ..training import Experiment
+from .progress import SuiteProgress
 from .suites import Budget, Suite
 
 POLL = 0.2  # seconds between looks at the running processes
@@ -92,36 +95,36 @@ class Failure(NamedTuple):
 def run_all(pending: Sequence[Run], jobs: int, keep_replay: bool, console: Console) -> list[Failure]:
     """Run what is pending, at most `jobs` at a time, each on cores of its own; the runs that failed.
 
+    A run that crashes, is killed or stops at a NaN is one failure and stops no other; the next call goes on with it.
     A signal stops all of them, each after a checkpoint; KeyboardInterrupt once they have stopped.
     """
     cores = sorted(os.sched_getaffinity(0))
     waiting = list(reversed(pending))
-    running: dict[int, tuple[Run, subprocess.Popen[bytes], float]] = {}  # by place: which share of the cores
+    running: dict[int, tuple[Run, subprocess.Popen[bytes], int]] = {}  # by place: which share of the cores
     failures: list[Failure] = []
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        while waiting or running:
-            for place in range(jobs):
-                if waiting and place not in running:
-                    run = waiting.pop()
-                    share = cores[place::jobs] or [cores[place % len(cores)]]
-                    running[place] = (run, start(run, share), time.monotonic())
-            time.sleep(POLL)
-            for place, (run, process, started) in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[place]
-                done = len(pending) - len(waiting) - len(running)
-                if process.returncode:
-                    failures.append(Failure(run, last_line(log_path(run)), log_path(run)))
-                    told = "FAILED"
-                else:
-                    told = f"return {final_return(run.directory):.1f}"
-                    if not (keep_replay or run.experiment.save_replay):
-                        shutil.rmtree(run.directory / "replay")
-                console.print(
-                    f"[{done}/{len(pending)}] {run}: {told}, {time.monotonic() - started:.0f} s", markup=False
-                )
+        with SuiteProgress([run.arm for run in pending], jobs, console) as progress:
+            while waiting or running:
+                for place in range(jobs):
+                    if waiting and place not in running:
+                        run = waiting.pop()
+                        share = cores[place::jobs] or [cores[place % len(cores)]]
+                        log_path(run).parent.mkdir(parents=True, exist_ok=True)
+                        running[place] = (run, *start(run.directory, run.experiment, share))
+                        progress.begin(run, run.arm)
+                time.sleep(POLL)
+                progress.show()
+                for place, (run, process, said_before) in list(running.items()):
+                    if process.poll() is None:
+                        continue
+                    del running[place]
+                    if process.returncode:
+                        failures.append(
+                            Failure(run, last_words(log_path(run), process.returncode, said_before), log_path(run))
+                        )
+                    told = "FAILED" if process.returncode else conclude(run, keep_replay)
+                    progress.end(run, told, ok=not process.returncode)
     finally:
         signal.signal(signal.SIGTERM, previous)
         if running:
@@ -133,33 +136,75 @@ def run_all(pending: Sequence[Run], jobs: int, keep_replay: bool, console: Conso
     return failures
 
 
-def start(run: Run, cores: list[int]) -> subprocess.Popen[bytes]:
-    """A process in a session of its own: a Ctrl-C of the terminal does not reach it, only our signal does."""
-    task = {"experiment": run.experiment.to_json(), "cores": cores}
+def start(
+    directory: Path,
+    experiment: Experiment[Any],
+    cores: list[int],
+    environment: dict[str, str] | None = None,
+    tied: bool = False,
+) -> tuple[subprocess.Popen[bytes], int]:
+    """A process that trains one run, and the length of its log so far; if `tied`, it ends when this one does.
+
+    In a session of its own: a Ctrl-C of the terminal does not reach it, only our signal does.
+    """
+    task = {"experiment": experiment.to_json(), "cores": cores, "tied": tied}
     command = [sys.executable, "-P", "-m", "resprout.benchmarks.runner", json.dumps(task)]
-    log_path(run).parent.mkdir(parents=True, exist_ok=True)
-    with log_path(run).open("ab") as log:
-        return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    path = directory.with_suffix(".log")
+    with path.open("ab") as log:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.PIPE if tied else subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
+        return process, log.tell()
 
 
 def work(task: dict[str, Any]) -> None:
     """What the process does: one run, from its newest checkpoint if it was begun before."""
     os.sched_setaffinity(0, task["cores"])  # before JAX counts them
-    from ..training import train
+    if task["tied"]:
+        threading.Thread(target=end_with_parent, daemon=True).start()
+    train_one(Experiment.from_json(task["experiment"]))
 
-    experiment = Experiment.from_json(task["experiment"])
-    begun = Path(str(experiment.out), "config.json").exists()
-    train(experiment, resume=experiment.out if begun else None, quiet=True)
+
+def end_with_parent() -> None:
+    """Wait until the other end of the standard input is gone, which a kill of the parent leaves no way around."""
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(1)
+
+
+def train_one(experiment: Experiment[Any]) -> None:
+    """Begin a run or go on with it, and say which in the log."""
+    from ..training import train
+    from ..training.checkpoint import names
+
+    directory = Path(str(experiment.out))
+    begun = (directory / "config.json").exists()
+    saved = names(directory / "checkpoints")
+    print(f"from agent step {int(saved[-1].name) if saved else 0} on {platform.node()}", flush=True)
+    train(experiment, resume=directory if begun else None, quiet=True)
+
+
+def conclude(run: Run, keep_replay: bool) -> str:
+    """What is left to do when a run is finished, and what to say of it."""
+    if not (keep_replay or run.experiment.save_replay):
+        shutil.rmtree(run.directory / "replay", ignore_errors=True)
+    return f"return {final_return(run.directory):.1f}"
 
 
 def log_path(run: Run) -> Path:
     return run.directory.with_suffix(".log")
 
 
-def last_line(path: Path) -> str:
-    lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+def last_words(log: Path, code: int, said_before: int) -> str:
+    """Why a process ended with `code`, by the last line of its log, whose first `said_before` bytes are others'."""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    text = log.read_bytes()[said_before:].decode(errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "it said nothing"
 
 

@@ -235,7 +235,7 @@ def test_end_to_end_stopped_and_gone_on_with(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["rnu"], "resprout bench run|table|add|compare"),
+        (["rnu"], "resprout bench run|table|report|add|compare"),
         (["run"], "which suite?"),
         (["run", "errr-minatra"], "unknown suite 'errr-minatra' (did you mean errr-minatar"),
         (["table", "errr-counts"], "prints its table itself"),

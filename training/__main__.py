@@ -20,8 +20,9 @@ resprout: deep reinforcement learning that keeps learning
   resprout train AGENT --env ENV --seeds 0,1,2 [FLAG ...]  train several seeds at once, a run directory for each
   resprout eval DIR [--episodes N] [--video FILE.mp4]     play the newest checkpoint of a run
   resprout export DIR --minari NAME             the replay of a run with --save-replay as a Minari data set
-  resprout bench run SUITE [--jobs N] [--budget laptop|paper] [--out DIR]      run what is not finished yet of a suite
-  resprout bench table SUITE [--out DIR]        sum up what is finished
+  resprout bench run SUITE [--jobs N | --ray ADDRESS] [--out DIR]     run what is not finished yet of a suite
+  resprout bench table SUITE [--out DIR]        sum up what is finished; `resprout bench` has more
+  resprout bench report SUITE --html FILE       the same with curves, in one file for a browser
   resprout diagnose DIR                         every diagnostic of the newest checkpoint of a run
   resprout list agents|envs|interventions|replays|diagnostics|presets|suites     what there is, a line each
   resprout --version

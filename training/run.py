@@ -44,6 +44,7 @@ from .sources import Past, open_sources
 PACKAGES = ("resprout", "jax", "jaxlib", "flax", "optax", "numpy", "envpool", "gymnasium", "mujoco", "ale-py", "gymnax")
 EVALUATION_ENVS = 10  # at most; episodes are spread evenly over them
 WARM_UPDATES = 20  # gradient steps before the speed is measured: by then everything is compiled
+LEFTOVERS = {".lock", ".config.json.tmp"}  # in a directory whose run was killed before it had a configuration
 
 
 class Interrupted(Exception):
@@ -724,10 +725,13 @@ def fraction(ratio: float) -> Fraction:
 
 
 def new_directory(experiment: Experiment) -> Path:
-    """Where a new run goes; ExperimentError if something is there already. Creates nothing."""
+    """Where a new run goes; ExperimentError if something is there already. Creates nothing.
+
+    What a kill in the first instant leaves is nothing.
+    """
     if experiment.out is not None:
         directory = Path(experiment.out)
-        if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+        if directory.exists() and not (directory.is_dir() and {path.name for path in directory.iterdir()} <= LEFTOVERS):
             raise ExperimentError(f"{directory} exists already; go on with --resume {directory}, or give another --out")
         return directory
     name = f"{experiment.env.replace('/', '_')}-{experiment.agent_name}-s{experiment.seed}"

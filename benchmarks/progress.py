@@ -1,0 +1,99 @@
+"""How far a suite is: runs done and left, and the time that the rest will take, judged by the runs that are finished."""
+
+import datetime
+import heapq
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+
+def time_left(
+    finished: Mapping[str, Sequence[float]], running: Sequence[tuple[str, float]], waiting: Sequence[str], jobs: int
+) -> float | None:
+    """Seconds until all is done; None before the first run is finished.
+
+    finished: seconds of the runs of each arm; running: (arm, seconds so far); waiting: arms in the order in which `jobs`
+    places take them. A run will take what its arm took on average, or all arms together if none of it is finished yet.
+    """
+    everything = [seconds for arm in finished.values() for seconds in arm]
+    if not everything:
+        return None
+    overall = statistics.mean(everything)
+    expected = {arm: statistics.mean(seconds) for arm, seconds in finished.items() if seconds}
+    busy = [max(expected.get(arm, overall) - seconds, 0.0) for arm, seconds in running]
+    places = busy + [0.0] * (jobs - len(busy))
+    heapq.heapify(places)
+    for arm in waiting:
+        heapq.heapreplace(places, places[0] + expected.get(arm, overall))
+    return max(places)
+
+
+class SuiteProgress:
+    """A live bar on a terminal; elsewhere only the line that every run leaves. Arms are named in the order of `runs`."""
+
+    def __init__(self, arms: Sequence[str], jobs: int, console: Console) -> None:
+        self.total, self.jobs, self.console = len(arms), jobs, console
+        self.waiting = list(arms)
+        self.running: dict[object, tuple[str, float]] = {}  # arm and when it began, by whatever names the run
+        self.finished: dict[str, list[float]] = defaultdict(list)
+        self.ended = self.failed = 0
+        self.bar: Progress | None = None
+        if console.is_terminal and arms:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self.bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=console, transient=True)
+            self.task = self.bar.add_task("runs", total=len(arms), note="")
+
+    def __enter__(self) -> Self:
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def begin(self, run: object, arm: str) -> None:
+        """A run that was waiting has a place."""
+        self.waiting.remove(arm)
+        self.running[run] = arm, time.monotonic()
+
+    def end(self, run: object, told: str, ok: bool) -> None:
+        """A run is over, in whatever way; `told` goes on the line that it leaves."""
+        arm, began = self.running.pop(run)
+        seconds = time.monotonic() - began
+        self.ended += 1
+        if ok:
+            self.finished[arm].append(seconds)
+        else:
+            self.failed += 1
+        left = self.left()
+        rest = f"; {left} left" if left else ""
+        self.console.print(
+            f"[{self.ended}/{self.total}] {run}: {told}, {seconds:.0f} s{rest}", markup=False, soft_wrap=True
+        )
+        self.show()
+
+    def show(self) -> None:
+        """Bring the bar up to date; cheap."""
+        if self.bar:
+            left, failed = self.left(), f", {self.failed} FAILED" if self.failed else ""
+            note = f"{len(self.running)} running{failed}" + (f", {left} left" if left else "")
+            self.bar.update(self.task, completed=self.ended, note=note)
+
+    def left(self) -> str | None:
+        """About 0:12:30; None where nothing is left, or nothing can be said yet."""
+        if not (self.running or self.waiting):
+            return None
+        now = time.monotonic()
+        seconds = time_left(
+            self.finished, [(arm, now - began) for arm, began in self.running.values()], self.waiting, self.jobs
+        )
+        return None if seconds is None else f"about {datetime.timedelta(seconds=round(seconds))}"
