@@ -133,10 +133,12 @@ def train_command(arguments: list[str]) -> int:
         check_unchanged(default, experiment, resume)
     from .run import Interrupted, TrainingStopped, train
 
+    if seeds and flag_value(arguments, "--profile"):
+        raise UsageError("--profile is for one run: leave out --seeds")
     try:
         if seeds:
             return train_several(experiment, seeds, arguments, resume)
-        result = train(experiment, resume=resume)
+        result = train(experiment, resume=resume, profile=int(flag_value(arguments, "--profile") or 0))
     except Interrupted as stop:
         return fail(stop, stop.exit_code)
     except TrainingStopped as stop:

@@ -7,7 +7,7 @@ end where a line, a checkpoint or anything else is due.
 
 import inspect
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import jax
@@ -173,6 +173,7 @@ class DeviceLoop:
     def _over_seeds(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function(keys, carry, ...)` of one seed over a leading axis of keys, carry and all results."""
 
+        @wraps(function)  # a trace has its name
         def call(keys: PyTree, carry: Carry, *same: Any) -> Any:
             if len(jax.tree.leaves(keys)[0]) == 1:
                 only = jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[1:]), (keys, carry))

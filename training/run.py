@@ -4,6 +4,7 @@ import dataclasses
 import fcntl
 import importlib.metadata
 import json
+import math
 import platform
 import resource
 import shutil
@@ -38,12 +39,12 @@ from .host_loop import Training, host_loop, learn_owed
 from .intervening import PROBE, labels, no_dormant
 from .metrics import Episodes, MetricsFile, ProgressDisplay, Totals, Tracker, plain, plot_causal_weights, plot_curve
 from .process import prepare_process
+from .profiling import WARM_UPDATES, Profile, named
 from .refitting import Refitting
 from .sources import Past, open_sources
 
 PACKAGES = ("resprout", "jax", "jaxlib", "flax", "optax", "numpy", "envpool", "gymnasium", "mujoco", "ale-py", "gymnax")
 EVALUATION_ENVS = 10  # at most; episodes are spread evenly over them
-WARM_UPDATES = 20  # gradient steps before the speed is measured: by then everything is compiled
 LEFTOVERS = {".lock", ".config.json.tmp"}  # in a directory whose run was killed before it had a configuration
 
 
@@ -123,9 +124,10 @@ def check_memory(experiment: Experiment, spec: EnvSpec) -> str:
     return text
 
 
-def train(experiment: Experiment, *, resume: str | Path | None = None, quiet: bool = False) -> Result:
+def train(experiment: Experiment, *, resume: str | Path | None = None, quiet: bool = False, profile: int = 0) -> Result:
     """Train `experiment` in a new run directory, or go on with the one at `resume`.
 
+    profile: gradient steps to trace into the run directory (`Profile`); 0 for none.
     Everything that can be wrong is found before anything is created: EnvError, ExperimentError (both ValueError).
     Raises Interrupted on SIGINT and SIGTERM after saving, TrainingStopped when a metric is not finite.
     """
@@ -140,6 +142,7 @@ def train(experiment: Experiment, *, resume: str | Path | None = None, quiet: bo
         directory = Path(resume) if resume else new_directory(experiment)
         rings = make_rings(experiment, env.spec) if loop_on_device(experiment, env) else None
         run = Run(experiment, directory, env, agent, past, quiet, stack, rings)
+        run.trace(profile)
         if resume:
             run.resume()
         else:
@@ -301,12 +304,20 @@ class Run:
         self.segment = max(1, min(checkpoint.SEGMENT, experiment.agent.capacity - most))
         self.speed = Speed()
         self.progress: ProgressDisplay | None = None
+        self.profile: Profile | None = None
 
     def share_compiled(self, other: "Run") -> None:
         """Compile nothing that a run of the same experiment with another seed has compiled."""
         diagnose, self.exploit = other.compiled.diagnose.func, other.exploit
         stream, remember = self.keys["diagnostics"], other.compiled.remember
         self.compiled = dataclasses.replace(self.compiled, diagnose=partial(diagnose, stream), remember=remember)
+
+    def trace(self, gradient_steps: int) -> None:
+        """Trace so many of them; 0 for none."""
+        if gradient_steps < 0:
+            raise ExperimentError(f"profile must not be negative, not {gradient_steps}")
+        if gradient_steps:
+            self.profile = Profile(self.directory / "profile", gradient_steps, self.say)
 
     # Starting and resuming
 
@@ -458,17 +469,20 @@ class Run:
         if self.rings is not None:
             return train_on_device([self], self.rings)[0]
         self.show_progress()
+        compiled = named(self.compiled) if self.profile else self.compiled
         with self.signals():
-            host_loop(experiment, t, self.compiled, self.boundary)
+            host_loop(experiment, t, compiled, self.boundary)
             self.stop_if_interrupted()
         with self.speed.excluded():
             self.save()
-        learn_owed(t, self.compiled)  # what the last agent step owes; a continuation does so itself
+        learn_owed(t, compiled)  # what the last agent step owes; a continuation does so itself
         return self.finish()
 
     def show_progress(self) -> None:
         self.progress = ProgressDisplay(self.experiment.steps, self.training.agent_step, self.quiet)
         self.stack.enter_context(closing(self.progress))
+        if self.profile:
+            self.stack.callback(self.profile.end, self.training)
 
     def stop_if_interrupted(self) -> None:
         """Interrupted, after a checkpoint, if a signal came."""
@@ -481,6 +495,8 @@ class Run:
     def finish(self) -> Result:
         """The last line, evaluation and summary of a run that has taken all its steps."""
         jax.block_until_ready(self.training.agent)
+        if self.profile:
+            self.profile.end(self.training)
         if not self._due(self.experiment.log_every):
             self.write_line()
         self._stop_if_not_finite()
@@ -494,6 +510,9 @@ class Run:
         due = [next_multiple(t.agent_step, every, num_envs) for every in periods if every > 0]
         if experiment.save_replay:
             due.append(t.agent_step + max(num_envs, self.segment - (t.storage.written - self.saved_transitions)))
+        if self.profile and t.ratio and (left := self.profile.left(t)):
+            before = max(0, experiment.agent.warmup - t.agent_step)
+            due.append(t.agent_step + max(num_envs, before + math.ceil(left / t.ratio)))
         return min(due)
 
     def watch(self) -> bool:
@@ -506,6 +525,9 @@ class Run:
         """Between two agent steps: lines, evaluations and checkpoints that are due; True to stop."""
         t, experiment = self.training, self.experiment
         self.speed.observe(t)
+        if self.profile:
+            with self.speed.excluded():
+                self.profile.observe(t)
         if self.progress:
             self.progress.update(t.agent_step, t.episodes.last_return)
         if self._due(experiment.log_every):
