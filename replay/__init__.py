@@ -1,3 +1,4 @@
+from .frames import DeviceFrames
 from .masked import masked
 from .minari_ import MinariData, export_minari
 from .mixture import Part, Source, gather_mixed, mixture
@@ -12,6 +13,7 @@ from .uniform import uniform, without_replacement
 __all__ = [
     "COMPILER_OPTIONS",
     "Description",
+    "DeviceFrames",
     "DeviceStorage",
     "Episode",
     "Layout",

@@ -164,6 +164,10 @@ class Rings:
             lambda leaf: jnp.zeros((seeds, *leaf.shape), leaf.dtype, device=sharding), ring
         )
 
+    @property
+    def nbytes(self) -> int:
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.state))
+
     def __getitem__(self, seed: int) -> "DeviceStorage":
         return DeviceStorage(self, seed)
 

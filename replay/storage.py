@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from .frames import Frames, HostFrames
+
 Array = NDArray[Any]
 Columns = dict[str, Array]
 
@@ -102,19 +104,24 @@ def memory(
     observation_dtype: DTypeLike,
     *,
     count_draws: bool = False,
+    frames: bool = True,
     **options: Any,
 ) -> Memory:
-    """What a `Storage` built with the same arguments will occupy; allocates nothing. ValueError as for `Storage`."""
+    """What a `Storage` built with the same arguments will occupy; allocates nothing. ValueError as for `Storage`.
+
+    frames: whether to count the frames themselves, too, where they are shared.
+    """
     layout = Layout(observation_shape, observation_dtype, **options)
     layout.check_capacity(capacity)
     row = sum(column.itemsize for column in layout.columns.values()) + np.dtype(np.bool_).itemsize  # begins
     rings = capacity * (row + count_draws * np.dtype(np.int32).itemsize)
     if layout.frame is None:
         return Memory(rings, rings)
-    frames = layout.frames(capacity)
-    fixed = rings + frames * np.dtype(np.int64).itemsize  # a stamp for each frame
-    expected_frames = frames - capacity + capacity // EXPECTED_EPISODE_LENGTH
-    return Memory(fixed + expected_frames * layout.frame.itemsize, fixed + frames * layout.frame.itemsize)
+    places = layout.frames(capacity)
+    fixed = rings + places * np.dtype(np.int64).itemsize  # a stamp for each frame
+    expected_places = places - capacity + capacity // EXPECTED_EPISODE_LENGTH
+    size = layout.frame.itemsize if frames else 0
+    return Memory(fixed + expected_places * size, fixed + places * size)
 
 
 def available_memory() -> int:
@@ -222,6 +229,8 @@ class Storage:
 
     options: the fields of `Layout` from `frame_stack` on.
     count_draws: count how often `gather` is asked for each transition, for `lifetime_draws`.
+    frames: what keeps the frames where they are shared, with as many places as `Layout.frames` says for the most transitions
+        that will be written; the host does when not given.
 
     ValueError as for `Layout`, and for a capacity below num_envs * (2 * n_step - 1).
     """
@@ -233,6 +242,7 @@ class Storage:
         observation_dtype: DTypeLike,
         *,
         count_draws: bool = False,
+        frames: Frames | None = None,
         **options: Any,
     ) -> None:
         self.layout = layout = Layout(observation_shape, observation_dtype, **options)
@@ -244,11 +254,13 @@ class Storage:
         self._begins = np.zeros(capacity, np.bool_)  # whether the transition is the first of an episode
         self._draws = _Draws(capacity) if count_draws else None
         self._stack = layout.frame_stack
+        self._channels = 0 if layout.frame is None else layout.frame.shape[-1]
         # Zeros that were never touched cost no memory: resident are the frames that were in use at once.
-        frames = layout.frames(capacity)
-        self._pool = None if layout.frame is None else np.zeros(frames, layout.frame)
+        self._pool = frames
+        if layout.frame is not None and frames is None:
+            self._pool = HostFrames(layout.frames(capacity), layout.frame)
         # Per frame: number of the last transition written that refers to it; HELD before the first; FREE.
-        self._stamp = np.full(frames, FREE)
+        self._stamp = np.full(0 if self._pool is None else len(self._pool), FREE)
         self._free: list[int] = []  # freed frames, reused last first, before any frame from `_top` on
         self._top = 0
 
@@ -335,7 +347,8 @@ class Storage:
 
         action [B, ...]; reward, discount [B] float32; and either observation, next_observation [B, ...] or, where
         frames are shared, frames [B, L, ...]: the first S are the observation, the last S the next observation (with
-        n_step 1 they overlap, L = S + 1; otherwise L = 2 S). Slots must have been written.
+        n_step 1 they overlap, L = S + 1; otherwise L = 2 S). Frames that are kept on the device stay there. Slots must
+        have been written.
         """
         slots = np.asarray(slots, np.intp)
         if self._draws is not None:
@@ -346,7 +359,7 @@ class Storage:
         """As `gather`, for those who only look: `count_draws` does not count these."""
         columns = {name: column.take(slots, axis=0) for name, column in self._columns.items()}
         if self._pool is not None:
-            columns["frames"] = self._pool.take(columns.pop("references"), axis=0)
+            columns["frames"] = self._pool.take(columns.pop("references"))
         return columns
 
     def draw(self, size: int, generator: np.random.Generator) -> Columns:
@@ -475,7 +488,7 @@ class Storage:
             self._top += missing
         references = np.array(self._free[-count:], np.int32)
         del self._free[-count:]
-        self._pool[references] = frames
+        self._pool.put(references, frames)
         self._stamp[references] = HELD
         return references
 
@@ -485,10 +498,9 @@ class Storage:
 
     def _extended(self, observation: Array) -> NDArray[np.int32]:
         """The current stacks moved on by the newest frame of `observation`; references [N, S]."""
-        assert self._pool is not None
         stacks = np.empty_like(self._current)
         stacks[:, :-1] = self._current[:, 1:]
-        stacks[:, -1] = self._new_frames(observation[..., -self._pool.shape[-1] :])
+        stacks[:, -1] = self._new_frames(observation[..., -self._channels :])
         return stacks
 
     def _started(self, observation: Array) -> Array:
@@ -511,13 +523,13 @@ class Storage:
     def _frames(self, references: NDArray[np.int32]) -> Columns:
         assert self._pool is not None
         frame_ids = np.unique(references)
-        return {"frame_ids": frame_ids, "frames": self._pool.take(frame_ids, axis=0)}
+        return {"frame_ids": frame_ids, "frames": self._pool.read(frame_ids)}
 
     def _restore_frames(self, saved: Columns) -> None:
         # A frame goes back to its old place. If an older transition refers to another frame there, that transition was
         # overwritten before this frame was stored, and so it will be again before the end of this segment.
         assert self._pool is not None
-        self._pool[saved["frame_ids"]] = saved["frames"]
+        self._pool.put(saved["frame_ids"], saved["frames"])
 
     def _in_use(self, stamp: NDArray[np.int64]) -> NDArray[np.bool_]:
         return stamp >= self.first

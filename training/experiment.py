@@ -52,7 +52,7 @@ REPLAYS = {
 
 # What may differ between a run and its continuation: nothing that training depends on.
 CHANGEABLE = frozenset(
-    {"steps", "eval_every", "eval_episodes", "log_every", "track", "on_nan", "out", "keep_checkpoints"}
+    {"steps", "eval_every", "eval_episodes", "log_every", "track", "on_nan", "out", "keep_checkpoints", "replay_on"}
 )
 
 
@@ -92,6 +92,8 @@ class Experiment(Generic[A]):
     """agent steps between diagnostics in the metrics, 0 for none; `resprout list diagnostics`"""
     loop: Literal["auto", "host", "device"] = "auto"
     """where the loop runs: auto is on the device, whole, where the environment is a function of JAX (minatar/*, gymnax/*)"""
+    replay_on: Literal["auto", "host", "device"] = "auto"
+    """where the frames of image stacks are kept if the loop runs on the host: auto is an accelerator where they fit; the same numbers"""
     sync: bool = False
     """environments wait for the update; otherwise actions may come from parameters one agent step old"""
     eval_every: int = 10_000

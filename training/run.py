@@ -27,7 +27,19 @@ from numpy.typing import NDArray
 
 from ..agents.learner import Agent, Batch, PyTree
 from ..envs import Env, EnvSpec, make
-from ..replay import Description, Layout, Part, Replay, Rings, Sampler, Storage, available_memory, memory, mixture
+from ..replay import (
+    Description,
+    DeviceFrames,
+    Layout,
+    Part,
+    Replay,
+    Rings,
+    Sampler,
+    Storage,
+    available_memory,
+    memory,
+    mixture,
+)
 from ..replay.past import DESCRIPTION
 from . import checkpoint
 from .batched_loop import BatchedLoop
@@ -109,19 +121,41 @@ def describe_replay(experiment: Experiment, spec: EnvSpec) -> Description:
     )
 
 
-def check_memory(experiment: Experiment, spec: EnvSpec) -> str:
-    """How much memory the replay will take; ExperimentError if the machine has not got it."""
-    arguments = replay_arguments(experiment, spec)
-    full = memory(experiment.agent.capacity, count_draws=experiment.count_draws, **arguments).expected
-    needed = full * min(1.0, experiment.steps / experiment.agent.capacity)  # slots never written take no memory
+def check_memory(experiment: Experiment, spec: EnvSpec, on_device: DeviceFrames | Rings | None = None) -> str:
+    """How much memory the replay will take, and where; ExperimentError if the machine has not got it."""
+    capacity, options = experiment.agent.capacity, replay_arguments(experiment, spec)
+    options["count_draws"] = experiment.count_draws
+    full = memory(capacity, **options).expected
+    here = 0 if isinstance(on_device, Rings) else memory(capacity, frames=on_device is None, **options).expected
+    needed = here * min(1.0, experiment.steps / capacity)  # slots never written take no memory
     free = available_memory()
-    transitions = min(experiment.agent.capacity, experiment.steps)
-    text = f"replay: {needed / 1e9:.3g} GB for {transitions:,} transitions ({free / 1e9:.1f} GB free)"
+    places = [f"{on_device.nbytes / 1e9:.3g} GB on the device"] if on_device else []
+    places += [f"{needed / 1e9:.3g} GB on the host ({free / 1e9:.1f} GB free)"] if here else []
+    text = f"replay: {' and '.join(places)} for {min(capacity, experiment.steps):,} transitions"
     if experiment.save_replay:
-        text += f", {full * experiment.steps / experiment.agent.capacity / 1e9:.3g} GB on the disk at the end"
+        text += f", {full * experiment.steps / capacity / 1e9:.3g} GB on the disk at the end"
     if needed > 0.95 * free:
         raise ExperimentError(f"{text}: it cannot fit; lower --agent.capacity")
     return text
+
+
+def place_frames(experiment: Experiment, spec: EnvSpec) -> DeviceFrames | None:
+    """Where frames are kept if on the device; ExperimentError if they should be and cannot."""
+    layout = Layout(**replay_arguments(experiment, spec))
+    reason = None
+    if layout.frame is None:
+        reason = f"{spec.id} has no stacks of frames, and all else is kept on the host"
+    elif experiment.replay_from:
+        reason = "past data are mixed in on the host"
+    else:
+        places = layout.frames(slots_on_device(experiment, spec))
+        needed, free = places * layout.frame.itemsize, device_memory()
+        if needed > 0.95 * free:
+            reason = f"frames of {needed / 1e9:.3g} GB do not fit on the device ({free / 1e9:.1f} GB free)"
+    if reason and experiment.replay_on == "device":
+        raise ExperimentError(f"--replay-on device: {reason}")
+    wanted = experiment.replay_on == "device" or (experiment.replay_on == "auto" and jax.default_backend() != "cpu")
+    return DeviceFrames(places, layout.frame) if wanted and not reason and layout.frame else None
 
 
 def train(experiment: Experiment, *, resume: str | Path | None = None, quiet: bool = False, profile: int = 0) -> Result:
@@ -195,7 +229,10 @@ def loop_on_device(experiment: Experiment, env: Env) -> bool:
     reason = why_not(experiment, env) or lacks_memory(experiment, env.spec)
     if experiment.loop == "device" and reason is not None:
         raise ExperimentError(f"--loop device: {reason}")
-    return experiment.loop != "host" and reason is None
+    on_device = experiment.loop != "host" and reason is None
+    if on_device and experiment.replay_on == "host":
+        raise ExperimentError("--replay-on host: the replay of a loop on the device lies there too; add --loop host")
+    return on_device
 
 
 def slots_on_device(experiment: Experiment, spec: EnvSpec) -> int:
@@ -207,10 +244,15 @@ def slots_on_device(experiment: Experiment, spec: EnvSpec) -> int:
 def lacks_memory(experiment: Experiment, spec: EnvSpec, seeds: int = 1) -> str | None:
     """Why the replay of several seeds does not fit on the device; None if it does."""
     needed = seeds * memory(slots_on_device(experiment, spec), **replay_arguments(experiment, spec)).worst_case
-    limits = jax.devices()[0].memory_stats()
-    free = limits["bytes_limit"] - limits["bytes_in_use"] if limits else available_memory()
+    free = device_memory()
     text = f"a replay of {needed / 1e9:.3g} GB does not fit on the device ({free / 1e9:.1f} GB free)"
     return text if needed > 0.95 * free else None
+
+
+def device_memory() -> int:
+    """Bytes that the first device has free; where it does not say, as a CPU does not, the host's."""
+    limits = jax.local_devices()[0].memory_stats()
+    return limits["bytes_limit"] - limits["bytes_in_use"] if limits else available_memory()
 
 
 def make_rings(
@@ -340,17 +382,9 @@ class Run:
         # Interventions that do not fit the agent say so here, before anything is created.
         effects = [jax.eval_shape(each.update, state, each.init(state), batch, 0, 0)[2] for each in self.acting]
         memories = jax.jit(lambda state: jax.tree.map(jnp.copy, [each.init(state) for each in self.acting]))(state)
-        self.say(check_memory(experiment, spec))
-        try:
-            storage: Replay = (
-                Storage(
-                    experiment.agent.capacity, count_draws=experiment.count_draws, **replay_arguments(experiment, spec)
-                )
-                if self.rings is None
-                else self.rings[self.place]
-            )
-        except MemoryError as error:
-            raise ExperimentError(f"the replay cannot be reserved ({error}); lower --agent.capacity") from None
+        storage: Replay = self._storage() if self.rings is None else self.rings[self.place]
+        if self.rings is not None:
+            self.say(check_memory(experiment, spec, self.rings))
         return Training(
             env=self.env,
             storage=storage,
@@ -366,6 +400,17 @@ class Run:
             refitting=Refitting(self.agent.refit) if self.agent.refit else None,
             dormant=no_dormant(self.agent, state, batch) if experiment.diagnose_every else None,
         )
+
+    def _storage(self) -> Storage:
+        experiment, spec = self.experiment, self.env.spec
+        try:
+            frames = place_frames(experiment, spec)
+            self.say(check_memory(experiment, spec, frames))
+            arguments = replay_arguments(experiment, spec)
+            return Storage(experiment.agent.capacity, count_draws=experiment.count_draws, frames=frames, **arguments)
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:
+            said = str(error).splitlines()[0]
+            raise ExperimentError(f"the replay cannot be reserved ({said}); lower --agent.capacity") from None
 
     def _probe_batch(self) -> Any:
         spec, size = self.env.spec, self.experiment.agent.batch_size
