@@ -191,6 +191,13 @@ def test_list_envs_names_what_is_installed(capfd: pytest.CaptureFixture[str]) ->
     assert {"atari/Breakout", "mujoco/HalfCheetah-v5", "minatar/Breakout", "gym/CartPole-v1"} <= names
 
 
+def test_help_of_an_agent_lists_its_flags(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    with pytest.raises(SystemExit) as stop:
+        command_line.dispatch(["train", "sac", "--help"])
+    assert not stop.value.code and "--agent.learning-rate" in capsys.readouterr().out
+
+
 def test_help_is_quick_and_imports_no_jax() -> None:
     code = "import sys, resprout.training.__main__ as m; m.dispatch(['--help']); sys.exit('jax' in sys.modules)"
     started = time.monotonic()

@@ -257,7 +257,7 @@ def parse_experiment(flags: list[str], default: Any) -> Any:
             raise UsageError(one_line(said.getvalue())) from None
         raise
     finally:
-        os.environ.pop("COLUMNS") if width is None else os.environ.__setitem__("COLUMNS", width)
+        os.environ.pop("COLUMNS", None) if width is None else os.environ.__setitem__("COLUMNS", width)
     return parsed.experiment()
 
 
