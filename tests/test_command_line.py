@@ -195,7 +195,7 @@ def test_help_of_an_agent_lists_its_flags(monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.delenv("COLUMNS", raising=False)
     with pytest.raises(SystemExit) as stop:
         command_line.dispatch(["train", "sac", "--help"])
-    assert not stop.value.code and "--agent.learning-rate" in capsys.readouterr().out
+    assert not stop.value.code and "--agent.gamma" in capsys.readouterr().out
 
 
 def test_help_is_quick_and_imports_no_jax() -> None:
