@@ -152,14 +152,16 @@ def test_a_node_is_killed_half_way_and_its_run_goes_on_elsewhere(cluster, tmp_pa
     killed: list[tuple[int, int]] = []  # seed and newest checkpoint
 
     def kill() -> None:
-        """Without warning, the node of the first run that has a checkpoint."""
+        """Without warning, as a machine that loses its power: the node of the first run that has a checkpoint, and all on it."""
         while not any(checkpoint_step(run.directory) for run in every):
             time.sleep(0.1)
         victim = next(run for run in every if checkpoint_step(run.directory))
-        raylet = parent(parent(process_of(victim.directory)))
+        run = process_of(victim.directory)
+        worker, raylet = parent(run), parent(parent(run))
         assert raylet in [node.all_processes["raylet"][0].process.pid for node in cluster.nodes]
+        for process in (raylet, worker, run):
+            os.kill(process, signal.SIGKILL)
         killed.append((victim.seed, checkpoint_step(victim.directory)))
-        os.kill(raylet, signal.SIGKILL)
 
     threading.Thread(target=kill, daemon=True).start()
     console = Console(file=io.StringIO(), width=200)
