@@ -68,7 +68,7 @@ $(PEERS): requirements-peers.txt
 	touch $@
 
 lock: setup ## requirements.lock anew from pyproject.toml, newest versions
-	.venv/bin/uv pip compile pyproject.toml --group dev --extra minari --extra pixels --extra tensorboard --universal --python-version 3.11 \
+	.venv/bin/uv pip compile pyproject.toml --group dev --extra minari --extra pixels --extra ray --extra tensorboard --universal --python-version 3.11 \
 	  --fork-strategy fewest --upgrade --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet \
 	  --output-file requirements.lock
 
