@@ -142,7 +142,9 @@ def test_the_same_masks_as_the_dense_version_on_a_random_trace(
             if random.random() < 0.2:
                 given = np.unique(random.integers(min(written, capacity), size=batch_size)).astype(np.int32)
                 given = np.append(given, np.full(batch_size - len(given), -1, np.int32))
-            priorities = random.lognormal(size=capacity)[given]  # as JAX takes them: NumPy's and XLA's powers of single ones differ
+            priorities = random.lognormal(size=capacity)[
+                given
+            ]  # as JAX takes them: NumPy's and XLA's powers of single ones differ
             priorities = np.where(given % 5 > 0, priorities, np.nan)
             state = update(state, given, priorities)
             known = (given >= 0) & (given % 5 > 0)  # a priority that is not finite counts as the highest before
