@@ -27,7 +27,7 @@ from .learner import (
     require,
     require_finite,
 )
-from .networks import MLP, flatten, scale_pixels
+from .networks import MLP, flatten, orthogonal, scale_pixels
 from .optimizer import adam
 
 CONVOLUTIONS = ((3, 2), (3, 1), (3, 1), (3, 1))  # kernel, stride; Yarats et al. (2022), figure 3
@@ -36,8 +36,8 @@ HEADS = 2  # of the critic, whose minimum counts
 HIDDEN = "hidden"  # module of the rectified layers
 ACTION_EPS = 1e-6  # actions stay that far inside [-1, 1]
 
-linear = nn.initializers.orthogonal()
-convolutional = nn.initializers.orthogonal(math.sqrt(2))
+linear = orthogonal()
+convolutional = orthogonal(math.sqrt(2))
 
 
 @dataclass(frozen=True)

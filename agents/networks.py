@@ -13,6 +13,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.custom_batching import sequential_vmap
 
 from .activations import activation
 
@@ -51,6 +52,21 @@ def scaled(size: int, width: float) -> int:
 def activated(x: jax.Array, spec: str, norm: str | None) -> jax.Array:
     """The activation of x, behind a LayerNorm of the name `norm` if there is one; within a module's compact method."""
     return activation(spec).function(nn.LayerNorm(name=norm)(x) if norm else x)
+
+
+def orthogonal(scale: float = 1.0) -> Initializer:
+    """Orthogonal kernels of this gain (Saxe et al., 2014), as flax has them, one after the other where many are drawn at once.
+
+    The decompositions of a batch wait for each other in the threads that are to do them, and where two batches meet on a
+    machine of two cores, that is for ever (jaxlib 0.10.2).
+    """
+    draw = nn.initializers.orthogonal(scale)
+
+    def initializer(key: Any, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
+        kernel: jax.Array = sequential_vmap(lambda key: draw(key, shape, dtype))(key)
+        return kernel
+
+    return initializer
 
 
 class MLP(nn.Module):

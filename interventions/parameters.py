@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..agents import networks
 from ..agents.learner import PyTree
 from ..diagnostics import named_leaves
 
@@ -51,7 +52,7 @@ def glorot(key: jax.Array, like: PyTree) -> PyTree:
 
 def orthogonal(key: jax.Array, like: PyTree) -> PyTree:
     """As `glorot`, but kernels orthogonal with gain 1 (Saxe et al., 2014)."""
-    return _drawn(jax.nn.initializers.orthogonal(), key, like)
+    return _drawn(networks.orthogonal(), key, like)
 
 
 def _drawn(draw: Callable[..., jax.Array], key: jax.Array, like: PyTree) -> PyTree:

@@ -1,4 +1,4 @@
-"""Freed memory is used again: a block of many megabytes, allocated anew, does not come from the system page by page."""
+"""What a process that trains relies on: freed memory is used again, and parameters are drawn however few threads there are."""
 
 import os
 import platform
@@ -44,3 +44,17 @@ def faults(prepared: bool, chosen: dict[str, str]) -> int:
     command = [sys.executable, "-P", "-c", PROGRAM.format(prepared=prepared)]
     done = subprocess.run(command, env=environment | chosen, capture_output=True, text=True, check=True)
     return int(done.stdout)
+
+
+INIT = """
+import jax
+from resprout.agents import DrQv2
+from resprout.envs import EnvSpec
+agent = DrQv2().build(EnvSpec("x", 1, (84, 84, 9), "uint8", discrete=False, action_size=6))
+jax.block_until_ready(jax.jit(agent.init)(jax.random.key(0)))
+"""
+
+
+def test_orthogonal_kernels_are_drawn_with_two_threads():
+    """Where flax's own initialiser is used, this waits for ever on a machine of two cores."""
+    subprocess.run([sys.executable, "-P", "-c", INIT], check=True, timeout=120)
