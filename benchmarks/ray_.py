@@ -8,6 +8,7 @@ import dataclasses
 import fcntl
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import secrets
 import signal
@@ -56,11 +57,11 @@ def run_all(
         return []
     import ray
 
-    started_here = {"include_dashboard": False} if address == "local" else {}
-    ray.init(address=address, log_to_driver=False, logging_level="ERROR", **started_here)
+    dashboard = False if address == "local" else None  # None: as the cluster has it
+    ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        places = count_places(ray.nodes(), needs)
+        places = count_places(nodes(), needs)
         check_shared(out)
         task = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, max_retries=RETRIES, max_calls=1)(work)
         return follow(pending, task, places, needs, keep_replay, console)
@@ -158,6 +159,14 @@ def check_address(address: str) -> None:
         raise ValueError(f"no Ray cluster at {address} lets us in: {said[-1] if said else asked.returncode}")
 
 
+def nodes() -> list[dict[str, Any]]:
+    """What Ray knows of each node of the cluster that this process is connected to."""
+    import ray
+
+    known: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return known
+
+
 def count_places(nodes: Sequence[dict[str, Any]], needs: Needs) -> int:
     """How many runs the nodes hold at a time. ValueError, in one line, if none."""
     alive = [node["Resources"] for node in nodes if node["Alive"]]
@@ -191,7 +200,7 @@ def check_shared(out: Path) -> None:
             probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
                 file.name
             ): f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
-            for node in ray.nodes()
+            for node in nodes()
             if node["Alive"]
         }
         answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=JOIN)
