@@ -71,7 +71,7 @@ class DQN:
     atoms: int = 51  # of the distribution's support; Bellemare et al. (2017)
     v_min: float = -10.0  # lowest return of the support
     v_max: float = 10.0  # highest return of the support
-    torso: Torso = "auto"  # auto: vectors mlp, minatar/* minatar, other images nature
+    torso: Torso = "auto"  # auto: vectors mlp, images below 36 pixels minatar, others nature
     padding: Padding = "same"  # of the Nature convolutions: same (Dopamine) or valid (Mnih et al.)
     width: float = 1.0  # multiplies every layer's units, rounded up
     activation: str = "relu"  # of hidden layers, a name in activations.py with its fields: "helu:alpha=0.1"
@@ -184,7 +184,7 @@ def automatic_torso(spec: Spec) -> Torso:
     """The torso that `auto` stands for."""
     if len(spec.observation_shape) != 3:
         return "mlp"
-    return "minatar" if spec.id.startswith("minatar/") else "nature"
+    return "minatar" if max(spec.observation_shape[:2]) < NATURE_MIN_SIZE else "nature"
 
 
 def td_error(

@@ -34,7 +34,11 @@ def make(
     env_id: str, family: str, name: str, num_envs: int, seed: int, protocol: str | None, training: bool, render: bool
 ) -> Env:
     """`name` as `gymnasium.make` takes it, "module:ID" included; `protocol` and `training` do not apply."""
+    return GymnasiumEnv(env_id, make_vector(env_id, name, num_envs, render), seed, render)
 
+
+def make_vector(env_id: str, name: str, num_envs: int, render: bool) -> SyncVectorEnv:
+    """EnvError in one line if it cannot be made."""
     if render and sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         os.environ.setdefault("MUJOCO_GL", "egl")  # Gymnasium's first choice, GLFW, cannot draw without a screen
 
@@ -47,13 +51,12 @@ def make(
         return FlattenObservation(env) if not isinstance(space, spaces.Box) and space.is_np_flattenable else env
 
     try:
-        vector = SyncVectorEnv([one] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+        return SyncVectorEnv([one] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
     except Exception as error:  # a constructor of a user's raises what it likes
         raise EnvError(f"{env_id}: {' '.join(str(error).split()) or type(error).__name__}") from error
-    return _GymnasiumEnv(env_id, vector, seed, render)
 
 
-class _GymnasiumEnv:
+class GymnasiumEnv:
     """Gymnasium's vector API, restarting ended episodes in the same step.
 
     uint8 images stay as they are, [H, W] gaining a channel; all else becomes float32. Dict, tuple and discrete

@@ -12,11 +12,13 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from .backend import Actions, versions
+from .changing_jax import changing
 from .interface import Env, EnvError, EnvSpec, Step
 
 SUFFIX = "-MinAtar"
 CONTROL = ("Acrobot-v1", "CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1")
 PIXELS_PER_CELL = 32
+Changing = tuple[str, int, bool]  # a task that changes: name, period, signalled
 # Black for an empty cell, then one colour for each channel (Seaquest has ten).
 COLOURS = np.array(
     [
@@ -39,7 +41,7 @@ def make(
     env_id: str, family: str, name: str, num_envs: int, seed: int, protocol: str | None, training: bool, render: bool
 ) -> Env:
     """One of `names`; `protocol` and `training` do not apply, and drawing costs nothing until done."""
-    return _GymnaxEnv(env_id, names(family)[name], num_envs, seed)
+    return GymnaxEnv(env_id, names(family)[name], num_envs, seed)
 
 
 class _Task(NamedTuple):
@@ -54,9 +56,9 @@ class _Task(NamedTuple):
 
 
 @functools.cache
-def _compiled(task: str) -> _Task:
-    env, params = gymnax.make(task)
-    dtype = "uint8" if task.endswith(SUFFIX) else "float32"
+def _compiled(task: str | Changing) -> _Task:
+    env, params = gymnax.make(task) if isinstance(task, str) else changing(*task)
+    dtype = "uint8" if len(env.observation_space(params).shape) == 3 else "float32"
 
     def reset(key: jax.Array) -> tuple[Any, jax.Array]:
         key, reset_key = jax.random.split(key)
@@ -91,14 +93,15 @@ def _space(space: Any) -> spaces.Space[Any]:
     return spaces.Box(low, high, space.shape, np.float32)
 
 
-class _GymnaxEnv:
+class GymnaxEnv:
     """A game of MinAtar, 10x10 with one channel of 0 or 1 for each kind of object and no sticky actions, unlike the
     original's 0.1; or a task of classic control.
 
     On the host's call it runs on the CPU whatever the default device: a step is too small to be worth a transfer.
     """
 
-    def __init__(self, env_id: str, task: str, num_envs: int, seed: int) -> None:
+    def __init__(self, env_id: str, task: str | Changing, num_envs: int, seed: int) -> None:
+        """task: gymnax's own id, or one of `changing_jax.TASKS` with period and whether it is signalled."""
         env, params, dtype, self._reset, self._transition, self._step = _compiled(task)
         self._seed = seed
         self._device = jax.devices("cpu")[0]
@@ -116,8 +119,9 @@ class _GymnaxEnv:
             max_episode_steps=int(params.max_steps_in_episode),
             protocol={
                 "backend": "gymnax",
-                "env": task,
-                **({"sticky": 0.0, "frame_skip": 1} if task.endswith(SUFFIX) else {}),
+                "env": task if isinstance(task, str) else task[0],
+                **({"sticky": 0.0, "frame_skip": 1} if dtype == "uint8" else {}),
+                **getattr(env, "record", {}),
                 "max_episode_steps": int(params.max_steps_in_episode),
                 "versions": versions("gymnax", "jax"),
             },

@@ -18,6 +18,7 @@ BACKENDS = {
     "myosuite": ("envpool_", "envpool"),
     "minatar": ("gymnax_", "gymnax"),
     "gymnax": ("gymnax_", "gymnax"),
+    "changing": ("changing_", "gymnax"),
     "gym": ("gymnasium_", "gymnasium"),
 }
 
@@ -34,7 +35,7 @@ def make(
     """`num_envs` environments stepped together, to be `reset` before anything else.
 
     env_id: atari/Breakout, mujoco/HalfCheetah-v5, dmc/walker-run, dmc-pixels/walker-run, metaworld/hammer,
-        robotics/HandReach-v3, myosuite/myoElbowPose1D6MRandom-v0, minatar/Breakout, gymnax/CartPole-v1 or gym/ANY-ID.
+        robotics/HandReach-v3, myosuite/myoElbowPose1D6MRandom-v0, minatar/Breakout, gymnax/CartPole-v1, changing/minatar-cycle@50000 or gym/ANY-ID.
     seed: what `reset()` starts from when called without one.
     protocol: a name of `ATARI_PROTOCOLS`, for atari/* alone; `dopamine` if None.
     training: False for evaluation, where a lost life never ends an episode.
@@ -53,7 +54,8 @@ def make(
     if protocol is not None and protocol not in ATARI_PROTOCOLS:
         raise EnvError(f"{env_id}: no protocol {protocol}; there are {', '.join(ATARI_PROTOCOLS)}")
     backend = _backend(family)
-    if name not in backend.names(family) and not (family == "gym" and ":" in name):
+    bare = name.partition("@")[0] if family == "changing" else name  # behind it stands a period
+    if bare not in backend.names(family) and not (family == "gym" and ":" in name):
         raise EnvError(f"{env_id}: no such environment; {_nearest(family, name, list(backend.names(family)))}")
     env: Env = backend.make(env_id, family, name, num_envs, seed, protocol, training, render)
     return env
