@@ -14,8 +14,9 @@ from . import draw_counts, ray_
 from .compare import compare
 from .results import RESULTS, add, paths, read_finished, read_rows
 from .runner import is_finished, run_all, runs
-from .suites import SUITES
-from .tables import Sheet, check_comparable, check_rows, gather, rows_sheet, sheets
+from .sheet import Sheet
+from .suites import SUITES, Suite
+from .tables import check_comparable, check_rows, gather, gather_points, rows_sheet, sheets
 
 SIMULATIONS = {"errr-counts": "Fujita (2025), arXiv 2503.02269: draws of a transition over its life, all samplers"}
 USAGE = """\
@@ -110,7 +111,7 @@ def run_suite(name: str, flags: list[str], console: Console) -> int:
     if failures:
         return 1
     try:
-        print_sheets(sheets(suite, gather(name, suite, asked.out, None)), console)
+        print_sheets(all_sheets(name, suite, asked.out, None), console)
     except ValueError as problem:  # all runs are done; they cannot be summed up beside those that were there before
         console.print(f"no table: {problem}", markup=False)
     return 0
@@ -128,9 +129,15 @@ def table_of_suite(name: str, flags: list[str], console: Console) -> int:
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--rows", action="store_true", help="directory, digest and commit of every run instead")
     asked = parser.parse_args(flags)
-    rows = gather(name, suite, *where_from(name, asked))
-    print_sheets([rows_sheet(rows)] if asked.rows else sheets(suite, rows), console, asked.markdown)
+    source = where_from(name, asked)
+    made = [rows_sheet(gather(name, suite, *source))] if asked.rows else all_sheets(name, suite, *source)
+    print_sheets(made, console, asked.markdown)
     return 0
+
+
+def all_sheets(name: str, suite: Suite, out: Path | None, results: Path | None) -> list[Sheet]:
+    rows = gather(name, suite, out, results)
+    return sheets(suite, rows, gather_points(name, suite, rows, out, results))
 
 
 def report_of_suite(name: str, flags: list[str], console: Console) -> int:
@@ -176,7 +183,7 @@ def add_to_results(name: str, flags: list[str], console: Console) -> int:
     parser.add_argument("source", type=Path, help="directory of bench run, or somebody's table of this suite, .csv")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder with the suite's table; the repository's")
     asked = parser.parse_args(flags)
-    rows, points = read_finished(asked.source, name, suite.arms)
+    rows, points = read_finished(asked.source, name, suite.arms, suite.points)
     check_rows(name, suite, rows)
     table = paths(name, asked.results)[0]
     check_comparable([*(read_rows(table) if table.exists() else []), *rows])

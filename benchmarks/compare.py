@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..training.metrics import read_metrics
-from .tables import Sheet
+from .sheet import Sheet
 
 POSITION = frozenset({"step", "gradient_step", "wall_clock"})  # of a line of metrics, and no measurement
 OWN = frozenset({"out"})  # fields of an experiment in which any two runs differ

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -11,20 +11,20 @@ import numpy as np
 
 from ..training.checkpoint import write_atomically
 from .plots import Curve, Look, curves_svg, intervals_svg, looks, profiles_svg
-from .results import RETURNS, Point, Row, paths, read_curves, read_finished
+from .results import RETURNS, Point, Row
 from .runner import run_directory
+from .sheet import Sheet, cells
 from .stats import LEVEL, differences, mean, performance_profile, stratified_interval
 from .suites import Suite
 from .tables import (
     ENOUGH,
     FEW,
     Returns,
-    Sheet,
     arms_sheet,
     arrays,
-    cells,
     differences_sheet,
     gather,
+    gather_points,
     ours,
     published_sheets,
     returns_of,
@@ -50,20 +50,9 @@ def write_report(path: Path, name: str, suite: Suite, source: str, out: Path | N
     write_atomically(path, page.replace("@body@", body(name, suite, source, rows, points, out)))
 
 
-def gather_points(name: str, suite: Suite, rows: Iterable[Row], out: Path | None, results: Path | None) -> list[Point]:
-    """The curves of `rows`; those of a run that is in both are the results'."""
-    stored: list[Point] = []
-    if results and (curves := paths(name, results)[1]).exists():
-        stored = read_curves(curves)
-    known = {point[:3] for point in stored}
-    fresh = read_finished(out, name, suite.arms)[1] if out else []
-    wanted = {row.key[1:] for row in rows}
-    return [point for point in [*stored, *(new for new in fresh if new[:3] not in known)] if point[:3] in wanted]
-
-
 def body(name: str, suite: Suite, source: str, rows: Sequence[Row], points: Sequence[Point], out: Path | None) -> str:
     """What stands between <body> and the script."""
-    returns = returns_of(suite, rows)
+    returns = returns_of(suite, rows, points)
     arms = [arm for arm in suite.arms if any(row.arm == arm for row in rows)]
     tasks = [task for task in suite.tasks if any(row.task == task for row in rows)]
     styles = looks(arms)

@@ -26,7 +26,7 @@ from ..training.metrics import read_metrics
 
 SCHEMA = 1  # of both files; a reader refuses every other
 RESULTS = Path(__file__).parent / "results"
-POINTS = 20  # of a curve, at most: one for each of as many equal parts of a run
+POINTS = 20  # of a curve, unless the suite says another number: one for each of as many equal parts of a run
 RETURNS = ("eval/return", "episode/return")
 CURVES = (  # beside these a metric is kept if its name begins so
     "dormant/post/tau0/",
@@ -118,17 +118,17 @@ def number(value: float | None) -> float:
     return float("nan") if value is None else float(value)
 
 
-def curve_points(directory: Path, row: Row) -> list[Point]:
-    """The metrics of a run that a report draws, thinned to `POINTS` equal parts of its length."""
+def curve_points(directory: Path, row: Row, parts: int = POINTS) -> list[Point]:
+    """The metrics of a run that a report draws, thinned to equal parts of its length."""
     found: dict[tuple[int, str], list[float]] = defaultdict(list)
     for line in read_metrics(directory / "metrics.jsonl"):
-        part = -(-line["step"] * POINTS // row.agent_steps)  # 1 to POINTS, by where it ends
+        part = -(-line["step"] * parts // row.agent_steps)  # 1 to `parts`, by where it ends
         for metric, value in line.items():
             kept = metric in RETURNS or metric.startswith(CURVES) or metric.endswith(RATIO)
             if kept and value is not None:
-                found[min(max(part, 1), POINTS), metric].append(value)
+                found[min(max(part, 1), parts), metric].append(value)
     return [
-        Point(row.arm, row.task, row.seed, part * row.agent_steps // POINTS, metric, float(np.mean(values)))
+        Point(row.arm, row.task, row.seed, part * row.agent_steps // parts, metric, float(np.mean(values)))
         for (part, metric), values in sorted(found.items())
     ]
 
@@ -188,8 +188,8 @@ def _read_as(path: Path) -> Iterator[None]:
 # Adding to them
 
 
-def read_finished(path: Path, name: str, arms: Iterable[str]) -> tuple[list[Row], list[Point]]:
-    """Rows and curves of a directory that `bench run` made, or of somebody's SUITE.csv and the curves beside it."""
+def read_finished(path: Path, name: str, arms: Iterable[str], parts: int = POINTS) -> tuple[list[Row], list[Point]]:
+    """Rows and curves, of `parts` points, of a directory that `bench run` made, or of somebody's SUITE.csv and the curves beside it."""
     if path.suffix == ".csv":
         curves = path.with_name(f"{path.stem}-curves.csv")
         return read_rows(path), read_curves(curves) if curves.exists() else []
@@ -198,7 +198,7 @@ def read_finished(path: Path, name: str, arms: Iterable[str]) -> tuple[list[Row]
         for summary in sorted((path / arm).glob("*/s*/summary.json")):
             row = row_of(summary.parent, name, arm)
             rows.append(row)
-            points += curve_points(summary.parent, row)
+            points += curve_points(summary.parent, row, parts)
     if not rows:
         raise ValueError(f"no finished run in {path}; resprout bench run makes some")
     return rows, points

@@ -10,6 +10,7 @@ from ..interventions import METHODS
 from ..training import PRESETS, Experiment
 from ..training.presets import ACE_RESET, CLEANRL_C51, CLEANRL_DQN, DRQ_EPS, LAP_DDQN, REDO_CODE
 from .published_ import Column
+from .results import POINTS
 
 Budget = Literal["laptop", "paper"]
 Arms = dict[str, Experiment[Any]]
@@ -31,6 +32,8 @@ class Suite:
     evaluations: int = 0  # of a run, equally far apart; 0: the arm says
     published: Mapping[str, Column] = field(default_factory=dict)  # arm -> what stands beside it
     human: bool = False  # tables are of human-normalised scores
+    points: int = POINTS  # of the curves that are kept of a run
+    fresh: str | None = None  # where tasks change: the arm whose networks begin anew at every change
 
     def experiment(
         self, arm: str, task: str, seed: int, steps: int, out: str, budget: Budget = "laptop"
@@ -612,6 +615,78 @@ def plasticity_grid_sac() -> Suite:
     )
 
 
+PERIOD = 25_000  # agent steps between changes
+CHANGING_RUN: dict[str, Any] = {
+    "eval_every": 0,
+    "eval_episodes": 0,
+    "checkpoint_every": 50_000,
+    "keep_checkpoints": 1,
+    "diagnose_every": 5_000,
+}
+
+
+def changing() -> Suite:
+    """Ours: MinAtar games in turn, permuted channels and changing physics, DQN; after Abbas et al. (2023, arXiv 2303.07507).
+
+    Every 25,000 agent steps the task changes: three games of MinAtar in turn, hidden or signalled in the observation; the channels of Breakout in
+    another order; CartPole under other gravity and force. Exploration ends within the first turn and the replay holds one turn. fresh: the
+    network, its target and the optimiser drawn anew at every change (500 steps later, for learning begins that late) with the replay kept, so
+    that the others' gap to it is what the past of a network costs or gives.
+    """
+    preset: Any = PRESETS["dqn_minatar"].agent
+    agent = dataclasses.replace(preset, warmup=500, epsilon_decay_steps=PERIOD, capacity=PERIOD)
+    plain = Experiment(agent=agent, env="changing/minatar-cycle", **CHANGING_RUN)
+    arms = changing_arms(plain, "dqn", {})
+    return Suite(
+        arms=arms,
+        tasks=tuple(
+            f"changing/{name}@{PERIOD}"
+            for name in ("minatar-cycle", "minatar-cycle-signalled", "Breakout-permuted", "CartPole-physics")
+        ),
+        seeds=SEEDS,
+        steps={"laptop": 8 * PERIOD, "paper": 40 * PERIOD},
+        baselines=against(arms, "dqn"),
+        laptop_tasks=tuple(f"changing/{name}@{PERIOD}" for name in ("minatar-cycle", "Breakout-permuted")),
+        laptop_seeds=THREE,
+        points=80,
+        fresh="fresh",
+    )
+
+
+def changing_sac() -> Suite:
+    """Ours: MuJoCo under changing friction and gravity, SAC; after Dohare et al. (2024, arXiv 2306.13812), slippery Ant.
+
+    As changing, of Hopper, HalfCheetah, Walker2d and Ant; the replay holds one turn here, too.
+    """
+    plain = Experiment(
+        agent=SAC(capacity=PERIOD, warmup=1_000), env=f"changing/Hopper-physics@{PERIOD}", **CHANGING_RUN
+    )
+    arms = changing_arms(plain, "sac", {"adam_rel": "period=1000"})
+    return Suite(
+        arms=arms,
+        tasks=tuple(f"changing/{body}-physics@{PERIOD}" for body in ("Hopper", "HalfCheetah", "Walker2d", "Ant")),
+        seeds=SEEDS,
+        steps={"laptop": 8 * PERIOD, "paper": 40 * PERIOD},
+        baselines=against(arms, "sac"),
+        laptop_tasks=(f"changing/Hopper-physics@{PERIOD}",),
+        laptop_seeds=THREE,
+        points=80,
+        fresh="fresh",
+    )
+
+
+def changing_arms(plain: Experiment[Any], name: str, more: Mapping[str, str]) -> Arms:
+    """One agent by itself, begun anew at every change, and with interventions that are not told of the change."""
+    fields = {"redo": GRID["redo"], "shrink_and_perturb": "period=5000"} | dict(more)
+    methods = (
+        *("redo", "continual_backprop", "self_normalized_resets", "shrink_and_perturb", "hare_and_tortoise"),
+        *("adam_rel", "l2_init", "weight_decay", "layer_norm", "crelu"),
+    )
+    specs = {method: f"{method}:{fields[method]}" if method in fields else method for method in methods}
+    specs |= {"fresh": f"reset:period={PERIOD}"}
+    return {name: plain, **{each: dataclasses.replace(plain, interventions=(spec,)) for each, spec in specs.items()}}
+
+
 SUITES: dict[str, Callable[[], Suite]] = {  # each with its source in its first line
     "redo-atari": redo_atari,
     "redo-minatar": redo_minatar,
@@ -628,4 +703,6 @@ SUITES: dict[str, Callable[[], Suite]] = {  # each with its source in its first 
     "mujoco-v5": mujoco_v5,
     "plasticity-grid-dqn": plasticity_grid_dqn,
     "plasticity-grid-sac": plasticity_grid_sac,
+    "changing": changing,
+    "changing-sac": changing_sac,
 }

@@ -3,22 +3,18 @@
 import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 
 from ..training import Experiment
+from .changing import areas, changing_sheets, turns_of
 from .published_ import Column, Published, all_mismatches, normalised
-from .results import Row, paths, read_finished, read_rows
+from .results import Point, Row, paths, read_curves, read_finished, read_rows
+from .sheet import Sheet, cells, spread, verdict
 from .stats import (
     Array,
-    Interval,
-    Scores,
     Statistic,
     differences,
     interquartile_mean,
@@ -33,35 +29,9 @@ from .suites import Budget, Suite
 ENOUGH = 5  # runs of a task, below which FEW is said
 FEW = f"Intervals from fewer than {ENOUGH} runs of a task are too narrow."
 
-Returns = dict[str, dict[str, dict[int, float]]]  # arm -> task -> seed -> mean return of the last evaluation
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A table that is not drawn yet."""
-
-    title: str
-    columns: tuple[str, ...]
-    lines: Sequence[tuple[str, ...]]
-    notes: tuple[str, ...] = ()
-
-    def print(self, console: Console) -> None:
-        """On a terminal; title and notes run over its width, not the table's."""
-        table = Table(*self.columns, box=SIMPLE)
-        for line in self.lines:
-            table.add_row(*line)
-        console.print(self.title, markup=False)
-        console.print(table)
-        for note in self.notes:
-            console.print(note, markup=False)
-        if self.notes:
-            console.print()
-
-    def markdown(self) -> str:
-        rule = "|".join(["", *("---" for _ in self.columns), ""])
-        lines = [f"**{self.title}**", "", *("| " + " | ".join(self.columns) + " |", rule)]
-        lines += ["| " + " | ".join(cell.replace("\n", " ") for cell in line) + " |" for line in self.lines]
-        return "\n".join([*lines, *(f"\n{note}" for note in self.notes)]) + "\n"
+Returns = dict[
+    str, dict[str, dict[int, float]]
+]  # arm -> task -> seed -> mean return of the last evaluation, or while training
 
 
 # What is finished
@@ -73,12 +43,23 @@ def gather(name: str, suite: Suite, out: Path | None, results: Path | None) -> l
     ValueError in one line where there are none, or where they are not to be compared.
     """
     rows = {row.key: row for row in read_rows(paths(name, results)[0])} if results else {}
-    for row in read_finished(out, name, suite.arms)[0] if out else ():
+    for row in read_finished(out, name, suite.arms, suite.points)[0] if out else ():
         known = rows.setdefault(row.key, row)
         if known.digest != row.digest:
             raise ValueError(f"{row.directory} and {known.directory} are one arm, task and seed of two configurations")
     check_comparable(rows.values())
     return sorted(rows.values())
+
+
+def gather_points(name: str, suite: Suite, rows: Iterable[Row], out: Path | None, results: Path | None) -> list[Point]:
+    """The curves of `rows`; those of a run that is in both are the results'."""
+    stored: list[Point] = []
+    if results and (curves := paths(name, results)[1]).exists():
+        stored = read_curves(curves)
+    known = {point[:3] for point in stored}
+    fresh = read_finished(out, name, suite.arms, suite.points)[1] if out else []
+    wanted = {row.key[1:] for row in rows}
+    return [point for point in [*stored, *(new for new in fresh if new[:3] not in known)] if point[:3] in wanted]
 
 
 def check_comparable(rows: Iterable[Row]) -> None:
@@ -108,14 +89,19 @@ def check_rows(name: str, suite: Suite, rows: Iterable[Row]) -> None:
             raise ValueError(f"{row.directory} has another configuration ({row.digest}) than {row.arm} of {name}")
 
 
-def returns_of(suite: Suite, rows: Iterable[Row]) -> Returns:
-    """Arms in the order of the suite, those without a run left out; runs that were not evaluated are no runs."""
+def returns_of(suite: Suite, rows: Iterable[Row], points: Sequence[Point]) -> Returns:
+    """Arms in the order of the suite, those without a run left out; runs that were not evaluated are no runs.
+
+    Of tasks that change, the mean return over all turns takes the place of the last evaluation.
+    """
     returns: Returns = {arm: {task: {} for task in suite.tasks} for arm in suite.arms}
+    turning = areas(turns_of(points, suite.tasks, suite.points)) if suite.fresh else {}
     for row in rows:
         if row.arm not in returns or row.task not in returns[row.arm]:
             raise ValueError(f"{row.directory}: the suite has no arm {row.arm} on {row.task}")
-        if not np.isnan(row.final_return):
-            returns[row.arm][row.task][row.seed] = row.final_return
+        value = turning.get(row.arm, {}).get(row.task, {}).get(row.seed, row.final_return)
+        if not np.isnan(value):
+            returns[row.arm][row.task][row.seed] = value
     return {arm: by_task for arm, by_task in returns.items() if any(by_task.values())}
 
 
@@ -161,9 +147,9 @@ def to_scores(suite: Suite, returns: Returns, tasks: Sequence[str]) -> tuple[Ret
 # Sheets
 
 
-def sheets(suite: Suite, rows: Sequence[Row]) -> list[Sheet]:
-    """All that is said of a suite's rows."""
-    returns = returns_of(suite, rows)
+def sheets(suite: Suite, rows: Sequence[Row], points: Sequence[Point]) -> list[Sheet]:
+    """All that is said of a suite's rows, and of their curves where its tasks change."""
+    returns = returns_of(suite, rows, points)
     tasks = [task for task in suite.tasks if any(by_task[task] for by_task in returns.values())]
     if not tasks:
         raise ValueError("no run was evaluated")
@@ -177,6 +163,8 @@ def sheets(suite: Suite, rows: Sequence[Row]) -> list[Sheet]:
         made = [arms_sheet(suite, scores, tasks, unit), *made]
         if pairs := differences_sheet(suite, scores, tasks):
             made.append(pairs)
+    if suite.fresh:
+        made += changing_sheets(turns_of(points, tasks, suite.points), list(returns), tasks, suite.fresh)
     experiments = {(row.arm, row.task): ours(suite, row) for row in rows}
     return made + published_sheets(suite, returns, scores, tasks, experiments)
 
@@ -208,7 +196,8 @@ def arms_sheet(suite: Suite, scores: Returns, tasks: Sequence[str], unit: str) -
         )
     columns = ("arm", "runs", "IQM", "95 % interval", *extra)
     fewest = min(len(task) for by_task in scores.values() for task in arrays(by_task, tasks) if len(task))
-    return Sheet(f"Last evaluation: IQM of {unit}", columns, lines, (FEW,) if fewest < ENOUGH else ())
+    measured = "Episodes of all turns" if suite.fresh else "Last evaluation"
+    return Sheet(f"{measured}: IQM of {unit}", columns, lines, (FEW,) if fewest < ENOUGH else ())
 
 
 def means_sheet(returns: Returns, tasks: Sequence[str]) -> Sheet:
@@ -326,28 +315,3 @@ def rows_sheet(rows: Sequence[Row]) -> Sheet:
         for row in rows
     ]
     return Sheet("Runs", columns, lines)
-
-
-def cells(interval: Interval, runs: Scores) -> tuple[str, str]:
-    """The estimate and its interval, which a single run of each task has not."""
-    if np.isnan(interval.estimate):
-        return "", ""
-    if all(len(task) < 2 for task in runs):
-        return f"{interval.estimate:.3f}", "none of one run"
-    return f"{interval.estimate:.3f}", f"{interval.low:.3f} to {interval.high:.3f}"
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean, and standard deviation (n - 1) where there are several."""
-    if not values:
-        return ""
-    deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.1f}{deviation}"
-
-
-def verdict(interval: Interval, paired: Scores) -> str:
-    if np.isnan(interval.estimate):
-        return "no pairs yet"
-    if all(len(task) < 2 for task in paired):
-        return "one pair shows nothing"
-    return "no difference shown" if interval.low <= 0 <= interval.high else ""

@@ -84,24 +84,23 @@ class Changing:
         self.tasks, self.period, self.signalled = tasks, period, signalled
         limit = max(int(task.params.max_steps_in_episode) for task in tasks)
         self.params = dataclasses.replace(tasks[0].params, max_steps_in_episode=limit)
-        spaces_ = [task.env.observation_space(task.params) for task in tasks]
-        self._channels = max(space.shape[-1] for space in spaces_)
-        last = self._channels + len(tasks) * signalled
-        self._observed = spaces.Box(0, 1, (*spaces_[0].shape[:-1], last))
-        if len(spaces_[0].shape) == 1:
-            shown = np.zeros(len(tasks) * signalled), np.ones(len(tasks) * signalled)
+        inner = [task.env.observation_space(task.params) for task in tasks]
+        self._channels, signals = max(space.shape[-1] for space in inner), len(tasks) * signalled
+        if len(inner[0].shape) == 1:
             low, high = (
-                np.append(np.broadcast_to(bound, self._channels), extra)
-                for bound, extra in zip((spaces_[0].low, spaces_[0].high), shown, strict=True)
+                np.append(np.broadcast_to(bound, self._channels), np.full(signals, extra))
+                for bound, extra in ((inner[0].low, 0.0), (inner[0].high, 1.0))
             )
-            self._observed = spaces.Box(low, high, (last,))
-        self._actions = [getattr(task.env.action_space(task.params), "n", None) for task in tasks]
+            self._observed = spaces.Box(low, high, (self._channels + signals,))
+        else:
+            self._observed = spaces.Box(0, 1, (*inner[0].shape[:-1], self._channels + signals))
+        acting = [task.env.action_space(task.params) for task in tasks]
+        self._counts = [int(space.n) for space in acting] if isinstance(acting[0], spaces.Discrete) else []
+        self._acted = spaces.Discrete(max(self._counts)) if self._counts else acting[0]
         self.record = {"period": period, "tasks": [task.name for task in tasks], "signalled": signalled}
 
     def action_space(self, params: Any) -> Any:
-        if self._actions[0] is None:
-            return self.tasks[0].env.action_space(self.tasks[0].params)
-        return spaces.Discrete(max(self._actions))
+        return self._acted
 
     def observation_space(self, params: Any) -> Any:
         return self._observed
@@ -134,10 +133,10 @@ class Changing:
 
     def _player(self, index: int) -> Callable[..., tuple[Any, ...]]:
         """One step of a task, the others as they are."""
-        task, count = self.tasks[index], self._actions[index]
+        task, counts = self.tasks[index], self._counts
 
         def play(key: jax.Array, states: tuple[Any, ...], action: jax.Array) -> tuple[Any, ...]:
-            chosen = action if count is None else jnp.where(action < count, action, 0)  # 0 is MinAtar's no-op
+            chosen = jnp.where(action < counts[index], action, 0) if counts else action  # 0 is MinAtar's no-op
             observation, state, reward, terminated, truncated, info = task.env.step(
                 key, states[index], chosen, task.params
             )

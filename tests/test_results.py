@@ -74,8 +74,12 @@ def rendered(sheets) -> str:
     return console.file.getvalue()
 
 
+def sheets_of(suite, rows):
+    return tables.sheets(suite, rows, [])
+
+
 def summed_up(out, suite=TINY, stored=None) -> str:
-    return rendered(tables.sheets(suite, tables.gather("tiny", suite, out, stored)))
+    return rendered(sheets_of(suite, tables.gather("tiny", suite, out, stored)))
 
 
 # Rows and curves
@@ -273,7 +277,7 @@ def test_scores_are_relative_to_the_first_arm_that_has_every_task(finish, tmp_pa
         finish("b", FIRST, seed, on_first)
         finish("b", SECOND, seed, on_second)
     rows = tables.gather("tiny", TINY, tmp_path / "out", None)
-    returns = tables.returns_of(TINY, rows)
+    returns = tables.returns_of(TINY, rows, [])
     assert returns == {"a": {FIRST: {0: 50.0}, SECOND: {}}, "b": {FIRST: {0: 10.0, 1: 30.0}, SECOND: {0: 4.0, 1: 4.0}}}
     assert tables.scales(returns, TINY.tasks) == {FIRST: 20.0, SECOND: 4.0}
     said = summed_up(tmp_path / "out")
@@ -348,14 +352,14 @@ def test_published_figures_stand_beside_ours_with_what_differs(real):
     )
     row = dataclasses.replace(results.row_of(real, "tiny", "dqn"), arm="dqn", protocol="dopamine")
     rows = [dataclasses.replace(row, task=task, final_return=8.0) for task in suite.tasks]
-    last = tables.sheets(suite, rows)[-1]
+    last = sheets_of(suite, rows)[-1]
     assert last.title == "Beside rliable_100k: eval_return after 100,000 agent steps ≠"
     ((task, arm, ours, theirs, value), _) = last.lines
     assert (task, arm, ours, theirs) == ("Boxing", "dqn", "8.0", "DrQ(eps)")
     assert value.startswith("9.042 ± 3.07") and value.endswith("100 runs")
     for difference in ("sticky actions 0, ours 0.25", "a lost life ends an episode", "agent steps 100,000, ours 150"):
         assert difference in last.notes[0]
-    (arms, *_) = tables.sheets(suite, rows)
+    (arms, *_) = sheets_of(suite, rows)
     assert arms.columns[-1] == "optimality gap" and "human-normalised" in arms.title
     assert arms.lines[0][2] == f"{((8 - 0.1) / 12 + (8 + 20.7) / 35.3) / 2:.3f}"
 
@@ -364,14 +368,14 @@ def test_a_published_aggregate_stands_beside_ours_only_when_every_task_has_a_run
     suite = SUITES["resets-dmc"]()
     row = dataclasses.replace(results.row_of(real, "resets-dmc", "sac-rr1"), arm="sac-rr1", agent_steps=2_000_000)
     rows = [dataclasses.replace(row, task=task, final_return=100.0 * i) for i, task in enumerate(suite.tasks)]
-    by_title = {sheet.title: sheet for sheet in tables.sheets(suite, rows)}
+    by_title = {sheet.title: sheet for sheet in sheets_of(suite, rows)}
     aggregate = by_title["Beside nikishin_curves: iqm_return after 2,000,000 agent steps"]
     assert aggregate.lines == [
         ("iqm, 10 tasks", "sac-rr1", "450.000 (none of one run)", "SAC, RR 1, no resets", "577.6 (546 to 607), 10 runs")
     ]
     assert aggregate.notes == ("Their protocol is ours.",)
     assert len(by_title["Beside nikishin_curves: eval_return after 2,000,000 agent steps"].lines) == 10
-    assert not [sheet for sheet in tables.sheets(suite, rows[1:]) if "iqm_return" in sheet.title]
+    assert not [sheet for sheet in sheets_of(suite, rows[1:]) if "iqm_return" in sheet.title]
 
 
 # Comparing

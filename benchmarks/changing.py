@@ -1,0 +1,108 @@
+"""What suites of changing tasks measure: the return on each task in its turn, the gap to a fresh network, recovery.
+
+All from the mean return of the episodes that ended in equal parts of a run (`results.Point`), a whole number of parts to a
+turn. The area under the curve of a turn is the mean over its parts, in units of return.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..envs.changing_ import parse
+from .results import Point
+from .sheet import Sheet, cells, verdict
+from .stats import Array, differences, stratified_interval
+
+METRIC = "episode/return"
+RECOVERED = 0.9  # share of the fresh network's gain on a task
+
+Turns = dict[str, dict[str, dict[int, Array]]]  # arm -> task -> seed -> [turns, parts of a turn] return, NaN for none
+
+
+def turns_of(points: Sequence[Point], tasks: Sequence[str], parts: int) -> Turns:
+    """The curves of runs of `parts` points, cut at the changes of their task; a last turn that was not whole is left out."""
+    curves: dict[tuple[str, str, int], dict[int, float]] = defaultdict(dict)
+    for point in points:
+        if point.metric == METRIC and point.task in tasks:
+            curves[point[:3]][point.step] = point.value
+    turns: Turns = defaultdict(lambda: defaultdict(dict))
+    for (arm, task, seed), curve in curves.items():
+        length = max(curve)
+        width = parts * parse(task)[1] // length
+        places = [length * part // parts for part in range(1, parts + 1)]
+        values = np.array([curve.get(place, np.nan) for place in places])
+        if 0 < width <= parts:
+            turns[arm][task][seed] = values[: parts // width * width].reshape(-1, width)
+    return {arm: dict(by_task) for arm, by_task in turns.items()}
+
+
+def areas(turns: Turns) -> dict[str, dict[str, dict[int, float]]]:
+    """arm -> task -> seed -> mean return over all turns."""
+    return {
+        arm: {task: {seed: float(mean(run)) for seed, run in runs.items()} for task, runs in by_task.items()}
+        for arm, by_task in turns.items()
+    }
+
+
+def mean(values: Array, axis: int | tuple[int, ...] | None = None) -> Array:
+    """Of what was measured; NaN where nothing was."""
+    count = (~np.isnan(values)).sum(axis=axis)
+    total: Array = np.nansum(values, axis=axis) / np.where(count, count, np.nan)
+    return total
+
+
+def recovery(run: Array, fresh: Array) -> Array:
+    """[turns]: parts of a turn up to the first whose return is RECOVERED of the way from `fresh`'s first part to its last.
+
+    run, fresh: [turns, parts]. Infinity where no part of the turn reaches it.
+    """
+    first, last = fresh[:, :1], fresh[:, -1:]
+    reached = run >= first + RECOVERED * (last - first)
+    return np.where(reached.any(axis=1), reached.argmax(axis=1) + 1.0, np.inf)
+
+
+def changing_sheets(turns: Turns, arms: Sequence[str], tasks: Sequence[str], fresh: str) -> list[Sheet]:
+    """Returns by turn, and what a change costs each arm beside `fresh`, the arm whose networks begin anew at every change."""
+    made = [turns_sheet(turns, arms, task) for task in tasks]
+    others = [arm for arm in arms if arm != fresh]
+    if all(turns.get(fresh, {}).get(task) for task in tasks):
+        made += [change_sheet(turns, others, task, fresh) for task in tasks]
+    return made
+
+
+def turns_sheet(turns: Turns, arms: Sequence[str], task: str) -> Sheet:
+    """Mean over the seeds of each turn's area."""
+    runs = {arm: np.stack(list(turns[arm][task].values())) for arm in arms if turns[arm].get(task)}
+    lines = [
+        (arm, str(len(each)), *(f"{value:.2f}" for value in mean(each, axis=(0, 2)))) for arm, each in runs.items()
+    ]
+    columns = ("arm", "runs", *(f"turn {turn}" for turn in range(1, len(lines[0]) - 1)))
+    return Sheet(f"{task}: mean return of the episodes of each turn", columns, lines)
+
+
+def change_sheet(turns: Turns, arms: Sequence[str], task: str, fresh: str) -> Sheet:
+    """After the first turn: gap to the fresh network of the same seed, and how soon its gain is caught up with."""
+    period, lines = parse(task)[1], []
+    anew = {seed: run[1:] for seed, run in turns[fresh][task].items()}
+    level = mean(np.stack(list(anew.values())), axis=0)
+    for arm in arms:
+        runs = {seed: run[1:] for seed, run in turns[arm].get(task, {}).items()}
+        own, theirs = ({seed: float(mean(run)) for seed, run in each.items()} for each in (runs, anew))
+        gaps = [differences(own, theirs)]
+        if not len(gaps[0]):
+            continue
+        waits = np.concatenate([recovery(run, level) for run in runs.values()]) * period / level.shape[1]
+        interval = stratified_interval(gaps)
+        lines.append(
+            (
+                *(arm, str(len(gaps[0])), *cells(interval, gaps), verdict(interval, gaps)),
+                *(f"{np.minimum(waits, period).mean():,.0f}", f"{np.isinf(waits).mean():.0%}"),
+            )
+        )
+    columns = ("arm", "pairs", f"return less {fresh}'s", "95 % interval", "", "steps to recover", "not in the turn")
+    note = (
+        f"To recover is to reach {RECOVERED:.0%} of what {fresh} gains in that turn; a turn of {period:,} steps in which that "
+        "does not happen counts whole."
+    )
+    return Sheet(f"{task}: after a change", columns, lines, (note,))

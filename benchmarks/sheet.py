@@ -1,0 +1,64 @@
+"""A table that is not drawn yet, and what stands in its cells."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from .stats import Interval, Scores
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table that is not drawn yet."""
+
+    title: str
+    columns: tuple[str, ...]
+    lines: Sequence[tuple[str, ...]]
+    notes: tuple[str, ...] = ()
+
+    def print(self, console: Console) -> None:
+        """On a terminal; title and notes run over its width, not the table's."""
+        table = Table(*self.columns, box=SIMPLE)
+        for line in self.lines:
+            table.add_row(*line)
+        console.print(self.title, markup=False)
+        console.print(table)
+        for note in self.notes:
+            console.print(note, markup=False)
+        if self.notes:
+            console.print()
+
+    def markdown(self) -> str:
+        rule = "|".join(["", *("---" for _ in self.columns), ""])
+        lines = [f"**{self.title}**", "", *("| " + " | ".join(self.columns) + " |", rule)]
+        lines += ["| " + " | ".join(cell.replace("\n", " ") for cell in line) + " |" for line in self.lines]
+        return "\n".join([*lines, *(f"\n{note}" for note in self.notes)]) + "\n"
+
+
+def cells(interval: Interval, runs: Scores) -> tuple[str, str]:
+    """The estimate and its interval, which a single run of each task has not."""
+    if np.isnan(interval.estimate):
+        return "", ""
+    if all(len(task) < 2 for task in runs):
+        return f"{interval.estimate:.3f}", "none of one run"
+    return f"{interval.estimate:.3f}", f"{interval.low:.3f} to {interval.high:.3f}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean, and standard deviation (n - 1) where there are several."""
+    if not values:
+        return ""
+    deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{deviation}"
+
+
+def verdict(interval: Interval, paired: Scores) -> str:
+    if np.isnan(interval.estimate):
+        return "no pairs yet"
+    if all(len(task) < 2 for task in paired):
+        return "one pair shows nothing"
+    return "no difference shown" if interval.low <= 0 <= interval.high else ""
