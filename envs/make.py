@@ -35,7 +35,8 @@ def make(
     """`num_envs` environments stepped together, to be `reset` before anything else.
 
     env_id: atari/Breakout, mujoco/HalfCheetah-v5, dmc/walker-run, dmc-pixels/walker-run, metaworld/hammer,
-        robotics/HandReach-v3, myosuite/myoElbowPose1D6MRandom-v0, minatar/Breakout, gymnax/CartPole-v1, changing/minatar-cycle@50000 or gym/ANY-ID.
+        robotics/HandReach-v3, myosuite/myoElbowPose1D6MRandom-v0, minatar/Breakout, gymnax/CartPole-v1,
+        changing/minatar-cycle@50000 or gym/ANY-ID.
     seed: what `reset()` starts from when called without one.
     protocol: a name of `ATARI_PROTOCOLS`, for atari/* alone; `dopamine` if None.
     training: False for evaluation, where a lost life never ends an episode.

@@ -28,8 +28,8 @@ resprout: deep reinforcement learning that keeps learning
   resprout --version
 
 AGENT is dqn, sac, ace, drqv2 or drm. ENV is atari/Breakout, mujoco/HalfCheetah-v5, dmc/walker-run,
-dmc-pixels/walker-run, metaworld/hammer, robotics/HandReach-v3, minatar/Breakout, gymnax/CartPole-v1 or
-gym/ANY-GYMNASIUM-ID; `resprout list envs` names all.
+dmc-pixels/walker-run, metaworld/hammer, robotics/HandReach-v3, minatar/Breakout, gymnax/CartPole-v1,
+changing/minatar-cycle@50000 or gym/ANY-GYMNASIUM-ID; `resprout list envs` names all.
 
   resprout train sac --env mujoco/HalfCheetah-v5 --steps 100000
   resprout train dqn --env atari/Boxing --preset drq_eps

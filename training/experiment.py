@@ -67,7 +67,7 @@ class Experiment(Generic[A]):
     """the agent and its settings"""
     env: str
     """atari/Breakout, mujoco/HalfCheetah-v5, dmc/walker-run, dmc-pixels/walker-run, metaworld/hammer, robotics/HandReach-v3,
-    minatar/Breakout, gymnax/CartPole-v1 or gym/ANY-ID; `resprout list envs`"""
+    minatar/Breakout, gymnax/CartPole-v1, changing/minatar-cycle@50000 or gym/ANY-ID; `resprout list envs`"""
     steps: int = 1_000_000
     """agent steps (decisions) over all environments"""
     seed: int = 0
