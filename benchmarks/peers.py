@@ -5,17 +5,21 @@ python -m resprout.benchmarks.peers --repeats 5
 Runs come in pairs, ours and then the peer's, each in a process of its own, so that a slow minute of the machine meets
 both. Speed is agent steps per second with learning on; compilation, random warm-up and evaluation are left out on both
 sides. The bare-update limit is the speed that our loop would have if environment, replay and acting cost nothing.
+
+sac-seeds: two seeds at once, each in a process on a core of its own as --seeds 0,1 runs them, beside as many processes of the
+peer, pinned likewise; the speed is that of both together. sac-one: the same beside one process of the peer, which has all cores.
 """
 
 import argparse
 import csv
 import dataclasses
 import json
+import os
 import statistics
 import subprocess
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -47,11 +51,13 @@ class Task:
     experiment: Experiment[Any]
     script: str
     env: str
+    ours: int = 1  # seeds at a time; several are pinned to a core each
+    peers: int = 1  # likewise
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two runs back to back; speeds are agent steps per second."""
+    """Two runs back to back; speeds are agent steps per second of all seeds together."""
 
     task: str
     repeat: int
@@ -77,11 +83,15 @@ def tasks() -> dict[str, Task]:
     breakout = Experiment(agent=dqn, env="atari/Breakout", protocol="cleanrl", steps=4_000)
     return {
         "sac": Task(cheetah, "peer_sbx.py", "HalfCheetah-v4"),
+        "sac-seeds": Task(cheetah, "peer_sbx.py", "HalfCheetah-v4", ours=2, peers=2),
+        "sac-one": Task(cheetah, "peer_sbx.py", "HalfCheetah-v4", ours=2),
         "dqn": Task(breakout, "peer_sb3.py", "BreakoutNoFrameskip-v4"),
     }
 
 
-def our_speed(task: Task, seed: int) -> float:
+def our_speed(task: Task, seed: int, core: int | None = None) -> float:
+    if core is not None:
+        os.sched_setaffinity(0, {core})
     with tempfile.TemporaryDirectory() as folder:
         experiment = dataclasses.replace(
             task.experiment, seed=seed, eval_every=0, eval_episodes=0, checkpoint_every=0, out=f"{folder}/run"
@@ -89,7 +99,7 @@ def our_speed(task: Task, seed: int) -> float:
         return train(experiment, quiet=True).steps_per_second
 
 
-def peer_speed(task: Task, seed: int, python: Path) -> tuple[str, float]:
+def peer_speed(task: Task, seed: int, python: Path, core: int | None = None) -> tuple[str, float]:
     """The peer's name with its version, and its speed; RuntimeError with its own last words if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.json"
@@ -99,6 +109,7 @@ def peer_speed(task: Task, seed: int, python: Path) -> tuple[str, float]:
             flags.append("--eval-episodes=0")
         script = Path(__file__).with_name(task.script)
         command = [str(python), "-P", str(script), f"--env={task.env}", f"--out={out}", *flags]
+        command = command if core is None else ["taskset", "--cpu-list", str(core), *command]
         # In a folder of its own: MuJoCo writes a log where it runs.
         done = subprocess.run(command, check=False, cwd=folder, capture_output=True, text=True)
         if done.returncode:
@@ -153,6 +164,36 @@ def bare_update_limit(task: Task, seconds: float = 10.0) -> float:
     return updates / (time.monotonic() - started) / experiment.ratio
 
 
+def all_ours(task: Task, first_seed: int) -> float:
+    """Agent steps per second of `task.ours` seeds together."""
+    with ProcessPoolExecutor(task.ours, mp_context=get_context("spawn"), max_tasks_per_child=1) as processes:
+        running = [
+            processes.submit(our_speed, task, first_seed + place, core) for place, core in enumerate(cores(task.ours))
+        ]
+        return sum(each.result() for each in running)
+
+
+def all_peers(task: Task, first_seed: int, python: Path) -> tuple[str, float]:
+    """The peer's name, and agent steps per second of `task.peers` seeds together."""
+    with ThreadPoolExecutor(task.peers) as threads:
+        running = [
+            threads.submit(peer_speed, task, first_seed + place, python, core)
+            for place, core in enumerate(cores(task.peers))
+        ]
+        names, speeds = zip(*(each.result() for each in running), strict=True)
+    return names[0], sum(speeds)
+
+
+def cores(count: int) -> list[int | None]:
+    """One for each of several processes; a single one has all. ValueError where there are too few."""
+    if count == 1:
+        return [None]
+    there = sorted(os.sched_getaffinity(0))
+    if len(there) < count:
+        raise ValueError(f"{count} seeds at a time need as many cores, and there are {len(there)}")
+    return list(there[:count])
+
+
 def compare(chosen: list[str], repeats: int, python: Path, console: Console) -> list[Pair]:
     pairs = []
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as processes:
@@ -160,8 +201,8 @@ def compare(chosen: list[str], repeats: int, python: Path, console: Console) -> 
             task = tasks()[name]
             limit = processes.submit(bare_update_limit, task).result()
             for repeat in range(repeats):
-                ours = processes.submit(our_speed, task, repeat).result()
-                peer, theirs = peer_speed(task, repeat, python)
+                ours = all_ours(task, repeat)
+                peer, theirs = all_peers(task, repeat, python)
                 pairs.append(Pair(name, repeat, peer, ours, theirs, ours / theirs, limit))
                 console.print(f"{name} pair {repeat + 1} of {repeats}: ours {ours:.0f}, {peer} {theirs:.0f} steps/s")
     return pairs
