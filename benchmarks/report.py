@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..training.checkpoint import write_atomically
+from .changing import changing_sheets, turns_of
 from .plots import Curve, Look, curves_svg, intervals_svg, looks, profiles_svg
 from .results import RETURNS, Point, Row
 from .runner import run_directory
@@ -59,6 +60,7 @@ def body(name: str, suite: Suite, source: str, rows: Sequence[Row], points: Sequ
     parts = {
         "Aggregate": aggregate(suite, returns, tasks, styles),
         "Tasks": by_task(suite, rows, returns, tasks),
+        "Changes of task": changes(suite, returns, points, tasks),
         "Published figures": published(suite, rows, returns, tasks),
         "Learning curves": learning(points, arms, tasks, styles),
         "Diagnostics": diagnostics(points, arms, tasks, styles),
@@ -177,12 +179,21 @@ def by_task(suite: Suite, rows: Sequence[Row], returns: Returns, tasks: Sequence
     columns: tuple[str, ...] = ("task", "arm", "runs", "mean return", "95 % interval", "lowest", "highest", "published")
     if not any(line[-1] for line in lines):
         columns, lines = columns[:-1], [line[:-1] for line in lines]
-    notes = ["Mean return of the last evaluation. A click on a heading sorts; the number of runs leads to them."]
+    measured = "of the episodes of all turns" if suite.fresh else "of the last evaluation"
+    notes = [f"Mean return {measured}. A click on a heading sorts; the number of runs leads to them."]
     if "published" in columns:
         notes.append("Published figures may be under another protocol: the next section says which, and what differs.")
     if fewest < ENOUGH:
         notes.append(FEW)
     return html_table(columns, lines, tall=True) + "".join(f'<p class="note">{note}</p>' for note in notes)
+
+
+def changes(suite: Suite, returns: Returns, points: Sequence[Point], tasks: Sequence[str]) -> str:
+    """Returns by turn, gap and recovery; empty where tasks stay."""
+    if not suite.fresh:
+        return ""
+    made = changing_sheets(turns_of(points, tasks, suite.points), list(returns), tasks, suite.fresh)
+    return "\n".join(table(sheet) for sheet in made)
 
 
 def published(suite: Suite, rows: Sequence[Row], returns: Returns, tasks: Sequence[str]) -> str:

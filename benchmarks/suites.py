@@ -656,7 +656,7 @@ def changing() -> Suite:
 def changing_sac() -> Suite:
     """Ours: MuJoCo under changing friction and gravity, SAC; after Dohare et al. (2024, arXiv 2306.13812), slippery Ant.
 
-    As changing, of Hopper, HalfCheetah, Walker2d and Ant; the replay holds one turn here, too.
+    As changing, of Hopper, HalfCheetah, Walker2d and Ant; the replay holds one turn here, too, and fresh begins anew 1,000 steps after a change.
     """
     plain = Experiment(
         agent=SAC(capacity=PERIOD, warmup=1_000), env=f"changing/Hopper-physics@{PERIOD}", **CHANGING_RUN

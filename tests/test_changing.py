@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from resprout.benchmarks import changing, results, runner, tables
+from resprout.benchmarks import changing, report, results, runner, tables
 from resprout.benchmarks.suites import SUITES
 from resprout.training.__main__ import dispatch
 
@@ -84,7 +84,11 @@ def test_a_suite_of_changing_tasks_end_to_end(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=200)
     assert not runner.run_all(every, 2, False, console)
     rows = tables.gather("changing", small, tmp_path / "out", None)
-    made = tables.sheets(small, rows, tables.gather_points("changing", small, rows, tmp_path / "out", None))
+
+    def points_of(rows: list[results.Row]) -> list[results.Point]:
+        return tables.gather_points("changing", small, rows, tmp_path / "out", None)
+
+    made = tables.sheets(small, rows, points_of(rows))
     assert [sheet.title.partition(":")[0] for sheet in made] == [
         "Episodes of all turns",
         "Mean return of the runs, and standard deviation",
@@ -92,6 +96,8 @@ def test_a_suite_of_changing_tasks_end_to_end(tmp_path: Path) -> None:
         short,
         short,
     ]
+    page = report.body("changing", small, "", rows, points_of(rows), tmp_path / "out")
+    assert "Changes of task" in page and "steps to recover" in page and "episodes of all turns" in page
     found, curves = results.read_finished(tmp_path / "out", "changing", small.arms, small.points)
     assert results.add(found, curves, "changing", tmp_path) == 4
     again = tables.gather("changing", small, None, tmp_path)
