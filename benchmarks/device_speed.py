@@ -32,8 +32,9 @@ from ..agents import DQN
 from ..envs import make
 from ..training import Experiment
 from ..training.device_loop import DeviceLoop
+from ..training.placement import make_rings
 from ..training.process import prepare_process
-from ..training.run import Run, make_rings
+from ..training.run import Run
 from ..training.seeds import train_seeds
 
 WARMUP = 100  # agent steps of random actions; few, for only the speed after them is measured

@@ -42,8 +42,9 @@ from ..training.batched_loop import BatchedLoop
 from ..training.device_loop import DeviceLoop
 from ..training.experiment import AGENTS
 from ..training.host_loop import Training, host_loop
+from ..training.placement import loop_on_device, make_rings
 from ..training.process import prepare_process
-from ..training.run import Run, loop_on_device, make_env, make_rings
+from ..training.run import Run, make_env
 
 WARMUP = 100  # agent steps of random actions; few, for only the speed after them is measured
 COMPILED = 2 * WARMUP  # agent steps after which everything is

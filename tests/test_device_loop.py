@@ -19,7 +19,7 @@ from resprout.agents.networks import MinAtarCNN
 from resprout.envs import EnvError, JaxEnv, make
 from resprout.replay import Layout, Rings, Storage
 from resprout.replay.ring import add
-from resprout.training import Experiment, ExperimentError, checkpoint, train
+from resprout.training import Experiment, ExperimentError, checkpoint, placement, train
 from resprout.training import run as run_module
 from resprout.training.device_loop import DeviceLoop, next_multiple
 from resprout.training.metrics import Episodes, read_metrics
@@ -226,7 +226,7 @@ def test_a_seed_gives_what_it_gives_on_the_host(case: str, tmp_path: Path) -> No
 
 def test_the_loop_is_chosen_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cart, hopper = make("gymnax/CartPole-v1"), make("gym/CartPole-v1")
-    on_device = run_module.loop_on_device
+    on_device = placement.loop_on_device
     assert on_device(small(tmp_path), cart)
     assert not on_device(small(tmp_path, loop="host"), cart)
     assert not on_device(small(tmp_path), hopper)
@@ -246,9 +246,9 @@ def test_the_loop_is_chosen_by_the_environment(tmp_path: Path, monkeypatch: pyte
 def test_what_is_fitted_on_the_host_keeps_the_loop_there(tmp_path: Path) -> None:
     ace = ACE(hidden=(8,), batch_size=8, capacity=300, causal_rows=100, warmup=100)
     pendulum = make("gymnax/Pendulum-v1")
-    assert not run_module.loop_on_device(small(tmp_path, "gymnax/Pendulum-v1", ace), pendulum)
+    assert not placement.loop_on_device(small(tmp_path, "gymnax/Pendulum-v1", ace), pendulum)
     without = dataclasses.replace(ace, causal_every=0)
-    assert run_module.loop_on_device(small(tmp_path, "gymnax/Pendulum-v1", without), pendulum)
+    assert placement.loop_on_device(small(tmp_path, "gymnax/Pendulum-v1", without), pendulum)
 
 
 @pytest.mark.parametrize("diagnose_every", [0, pytest.param(150, marks=pytest.mark.slow)])
@@ -296,7 +296,7 @@ def loop_for(seeds: int, env: str = "gymnax/CartPole-v1", **changes: Any) -> Dev
     experiment = small(Path("nowhere"), env, **changes)
     envs = [make(env, num_envs=experiment.num_envs, seed=seed) for seed in range(seeds)]
     agent = experiment.build_agent(envs[0].spec)
-    rings = run_module.make_rings(experiment, envs[0].spec, seeds)
+    rings = placement.make_rings(experiment, envs[0].spec, seeds)
     runs = []
     for seed, its in enumerate(envs):
         own = dataclasses.replace(experiment, seed=seed)

@@ -15,8 +15,7 @@ from resprout.agents import DQN
 from resprout.envs import EnvSpec
 from resprout.replay import DeviceFrames, Layout, Storage
 from resprout.replay import frames as frames_module
-from resprout.training import Experiment, ExperimentError, train
-from resprout.training import run as run_module
+from resprout.training import Experiment, ExperimentError, placement, train
 from resprout.training.__main__ import dispatch
 
 NUM_ENVS, STACK, CAPACITY = 3, 3, 40
@@ -131,18 +130,18 @@ VECTORS = EnvSpec("gym/CartPole-v1", 1, (4,), "float32", discrete=True, action_s
 def test_where_frames_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU to the host unless asked otherwise; on an accelerator to where they fit."""
     auto = small(tmp_path)
-    assert run_module.place_frames(auto, PONG) is None
-    asked = run_module.place_frames(dataclasses.replace(auto, replay_on="device"), PONG)
+    assert placement.place_frames(auto, PONG) is None
+    asked = placement.place_frames(dataclasses.replace(auto, replay_on="device"), PONG)
     assert asked is not None and len(asked) == 2 * (100 + 2) + 2 * 6
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    found = run_module.place_frames(auto, PONG)
+    found = placement.place_frames(auto, PONG)
     assert found is not None and found.nbytes == 216 * 84 * 84
-    assert run_module.place_frames(auto, VECTORS) is None
-    assert run_module.place_frames(dataclasses.replace(auto, replay_on="host"), PONG) is None
-    monkeypatch.setattr(run_module, "device_memory", lambda: 1_000_000)
-    assert run_module.place_frames(auto, PONG) is None
+    assert placement.place_frames(auto, VECTORS) is None
+    assert placement.place_frames(dataclasses.replace(auto, replay_on="host"), PONG) is None
+    monkeypatch.setattr(placement, "device_memory", lambda: 1_000_000)
+    assert placement.place_frames(auto, PONG) is None
     with pytest.raises(ExperimentError, match=r"frames of 0.00152 GB do not fit on the device \(0.0 GB free\)"):
-        run_module.place_frames(dataclasses.replace(auto, replay_on="device"), PONG)
+        placement.place_frames(dataclasses.replace(auto, replay_on="device"), PONG)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from resprout.training.compiled import STREAMS, Compiled, compile_functions, com
 from resprout.training.evaluation import evaluate, exploit_function
 from resprout.training.host_loop import Training, host_loop
 from resprout.training.metrics import Episodes, Totals, read_metrics
+from resprout.training.placement import describe_replay
 
 SPEC = EnvSpec("gym/Scripted", 2, (1,), "float32", discrete=True, action_size=5, reward_clip=1.0)
 # Of each agent step, for both environments: reward, terminated, truncated, whether a whole game is over.
@@ -330,7 +331,7 @@ def test_environments_are_made_and_begun_as_the_experiment_says(
     # EnvPool's state cannot be saved, so that it begins anew at each checkpoint, each time from another seed.
     assert len(seeds[True]) == len(set(seeds[True])) == 3
     assert seeds[False][2] == 7 and len(set(seeds[False])) == 3
-    replay = run_module.describe_replay(experiment, original("atari/Breakout", num_envs=2).spec).layout
+    replay = describe_replay(experiment, original("atari/Breakout", num_envs=2).spec).layout
     assert (replay.n_step, replay.gamma, replay.num_envs, replay.frame_stack) == (3, 0.5, 2, 4)
 
 

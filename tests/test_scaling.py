@@ -11,7 +11,8 @@ import pytest
 from resprout.benchmarks import scaling
 from resprout.benchmarks.scaling import CACHES, Point, Row, experiment, fill, plan, plot, said, summarise, table
 from resprout.envs import make
-from resprout.training.run import Run, make_rings
+from resprout.training.placement import make_rings
+from resprout.training.run import Run
 
 ROWS = [
     Row("seeds", "sac", "e", 1, 0, steps_per_second=100.0, peak_memory_bytes=1_000),

@@ -198,7 +198,7 @@ def test_seeds_that_cannot_be(text: str, said: str) -> None:
         (
             {"agent": dataclasses.replace(SMALL, capacity=10**12), "steps": 10**12, "loop": "host"},
             {"mode": "vmap"},
-            "2 seeds: replays of",
+            "replays of 2 seeds: .*cannot fit",
         ),
         ({"interventions": ("adaptive_replay_ratio",)}, {"mode": "vmap"}, "a replay ratio of its own"),
         ({}, {"mode": "processes", "devices": 2}, "leave out --seeds-mode processes"),

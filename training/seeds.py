@@ -21,25 +21,19 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from ..envs import EnvSpec
-from ..replay import available_memory, memory
 from . import checkpoint
 from .batched_loop import why_apart
 from .device_loop import over_devices
 from .experiment import Experiment, ExperimentError
 from .metrics import ProgressDisplay, Tracker, plot_seeds
+from .placement import check_memory, describe_replay, lacks_memory, loop_on_device, make_rings
 from .process import prepare_process
 from .run import (
     Interrupted,
     Run,
     TrainingStopped,
-    describe_replay,
-    lacks_memory,
-    loop_on_device,
     make_env,
-    make_rings,
     new_directory,
-    replay_arguments,
     train_batched,
     train_on_device,
 )
@@ -148,10 +142,9 @@ def _train_together(each: Sequence[Experiment], out: Path, devices: int, quiet: 
         spec = envs[0].spec
         agent = first.build_agent(spec)
         on_device = loop_on_device(first, envs[0])
-        lacking = (
-            lacks_memory(first, spec, -(-len(each) // devices)) if on_device else _lacks_memory(first, spec, len(each))
-        )
-        if lacking:
+        if not on_device:
+            check_memory(first, spec, seeds=len(each))
+        elif lacking := lacks_memory(first, spec, len(each) // devices):
             raise ExperimentError(f"{len(each)} seeds: {lacking}; lower --agent.capacity")
         config = Path(str(first.out), "config.json")
         recorded = json.loads(config.read_text()).get("sources", []) if _begun(first) else []
@@ -180,15 +173,6 @@ def _train_together(each: Sequence[Experiment], out: Path, devices: int, quiet: 
             train_on_device(runs, rings, sharding) if rings else train_batched(runs)
         except Interrupted as stop:
             raise Interrupted(stop.exit_code - 128, out) from None
-
-
-def _lacks_memory(experiment: Experiment, spec: EnvSpec, seeds: int) -> str | None:
-    """As `lacks_memory`, of replays on the host, where slots never written take no memory."""
-    capacity = experiment.agent.capacity
-    one = memory(capacity, count_draws=experiment.count_draws, **replay_arguments(experiment, spec)).expected
-    needed, free = seeds * one * min(1.0, experiment.steps / capacity), available_memory()
-    text = f"replays of {needed / 1e9:.3g} GB do not fit ({free / 1e9:.1f} GB free)"
-    return text if needed > 0.95 * free else None
 
 
 # In processes
