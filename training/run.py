@@ -164,7 +164,7 @@ def train_on_device(
         first.sampler,
         sharding,
     )
-    return _train_together(runs, loop)
+    return _train_in(loop, runs)
 
 
 def train_batched(runs: Sequence["Run"]) -> list[Result]:
@@ -172,10 +172,10 @@ def train_batched(runs: Sequence["Run"]) -> list[Result]:
     first = runs[0]
     seeds, trainings = [run.experiment.seed for run in runs], [run.training for run in runs]
     loop = BatchedLoop(first.experiment, seeds, trainings, first.agent, first.sampler, first.watch)
-    return _train_together(runs, loop)
+    return _train_in(loop, runs)
 
 
-def _train_together(runs: Sequence["Run"], loop: DeviceLoop | BatchedLoop) -> list[Result]:
+def _train_in(loop: DeviceLoop | BatchedLoop, runs: Sequence["Run"]) -> list[Result]:
     first = runs[0]
     for run in runs:
         run.show_progress()
