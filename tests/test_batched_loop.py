@@ -25,6 +25,8 @@ from resprout.training.compiled import Functions, compile_functions_of_seeds
 from resprout.training.metrics import Totals, read_metrics
 from resprout.training.seeds import train_seeds
 
+from .runs import agent_state, assert_close, assert_equal, comparable
+
 CART = DQN(
     warmup=100, batch_size=8, hidden=(16,), target_period=10, epsilon_decay_steps=200, capacity=300, n_step=3,
     replay_ratio=1.0,
@@ -46,30 +48,12 @@ def small(directory: Path, agent: Any = CART, env: str = "gym/CartPole-v1", **ch
     return Experiment(agent=agent, env=env, out=str(directory), **fields | changes)
 
 
-def lines(directory: Path) -> list[dict[str, Any]]:
-    clock = ("wall_clock", "steps_per_second")
-    return [
-        {key: value for key, value in line.items() if key not in clock}
-        for line in read_metrics(directory / "metrics.jsonl")
-    ]
-
-
-def agent_state(experiment: Experiment, directory: Path) -> list[Any]:
-    """The leaves of the agent in the newest checkpoint."""
-    agent = experiment.build_agent(make(experiment.env, num_envs=experiment.num_envs).spec)
-    path, complaints = checkpoint.newest(directory / "checkpoints")
-    assert not complaints
-    return jax.tree.leaves(checkpoint.restore_agent(path, jax.jit(agent.init)(jax.random.key(0))))
-
-
 def assert_solo(together: Experiment, solo: Path, seed: int, tolerance: float) -> None:
     """The run of `seed` in `together` is what a run of its own gives, up to rounding."""
     out = Path(str(together.out), f"s{seed}")
     result = train(dataclasses.replace(together, seed=seed, out=str(solo)), quiet=True)
-    states = (agent_state(together, directory) for directory in (out, solo))
-    for left, right in zip(*states, strict=True):
-        np.testing.assert_allclose(left, right, rtol=10 * tolerance, atol=tolerance)
-    for left, right in zip(lines(out), lines(solo), strict=True):
+    assert_close(agent_state(out), agent_state(solo), rtol=10 * tolerance, atol=tolerance)
+    for left, right in zip(comparable(out), comparable(solo), strict=True):
         assert left == pytest.approx(right, rel=10 * tolerance, abs=tolerance)
     summary = json.loads((out / "summary.json").read_text())
     same = ("agent_steps", "gradient_steps", "episode_lengths", "digest")
@@ -114,7 +98,7 @@ def test_a_seed_is_its_solo_run(
     """n-step windows, priorities and surgery of 300 gradient steps; poles fall at different times."""
     experiment, _ = trained
     assert_solo(experiment, tmp_path / "solo", seed, 1e-5)
-    both = [lines(Path(str(experiment.out), f"s{seed}")) for seed in SEEDS]
+    both = [comparable(Path(str(experiment.out), f"s{seed}")) for seed in SEEDS]
     assert [line["gradient_step"] for line in both[0]] == [line["gradient_step"] for line in both[1]]
     assert any(mine.get("episode/count") != its.get("episode/count") for mine, its in zip(*both, strict=True))
     assert any(line.get("redo/critic/recycled/hidden/dense_0") for line in both[0])
@@ -132,10 +116,8 @@ def test_seeds_that_stopped_go_on_bit_for_bit(
         (half / f"s{seed}" / "summary.json").unlink()
     train_seeds(dataclasses.replace(experiment, out=str(half)), SEEDS, mode="vmap", resume=True, quiet=True)
     for seed in SEEDS:
-        states = (agent_state(experiment, root / f"s{seed}") for root in (whole, half))
-        for left, right in zip(*states, strict=True):
-            np.testing.assert_array_equal(left, right)
-        assert lines(whole / f"s{seed}") == lines(half / f"s{seed}")
+        assert_equal(agent_state(whole / f"s{seed}"), agent_state(half / f"s{seed}"))
+        assert comparable(whole / f"s{seed}") == comparable(half / f"s{seed}")
 
 
 SLOW_CASES = {

@@ -22,7 +22,9 @@ from resprout.replay.ring import add
 from resprout.training import Experiment, ExperimentError, checkpoint, placement, train
 from resprout.training import run as run_module
 from resprout.training.device_loop import DeviceLoop, next_multiple
-from resprout.training.metrics import Episodes, read_metrics
+from resprout.training.metrics import Episodes
+
+from .runs import comparable
 
 SMALL = DQN(warmup=100, batch_size=8, hidden=(16,), target_period=10, epsilon_decay_steps=200, capacity=300)
 SAC_SMALL = SAC(warmup=100, batch_size=8, hidden=(16, 16), capacity=300, n_step=3)
@@ -32,14 +34,6 @@ def small(directory: Path, env: str = "gymnax/CartPole-v1", agent: Any = SMALL, 
     """A run of 400 agent steps with a checkpoint at every 200."""
     fields = {"steps": 400, "log_every": 100, "checkpoint_every": 200, "eval_episodes": 0, "out": str(directory)}
     return Experiment(agent=agent, env=env, **fields | changes)
-
-
-def lines(directory: Path) -> list[dict[str, Any]]:
-    clock = ("wall_clock", "steps_per_second")
-    return [
-        {key: value for key, value in line.items() if key not in clock}
-        for line in read_metrics(directory / "metrics.jsonl")
-    ]
 
 
 # The ring
@@ -216,7 +210,7 @@ def test_a_seed_gives_what_it_gives_on_the_host(case: str, tmp_path: Path) -> No
     }
     for host, device in zip(*(jax.tree.leaves(result.state) for result in results.values()), strict=True):
         np.testing.assert_allclose(host, device, rtol=1e-4, atol=1e-5)
-    host_lines, device_lines = (lines(tmp_path / loop) for loop in results)
+    host_lines, device_lines = (comparable(tmp_path / loop) for loop in results)
     assert len(host_lines) == len(device_lines)
     for host_line, device_line in zip(host_lines, device_lines, strict=True):
         assert host_line == pytest.approx(device_line, rel=1e-4, abs=1e-5)
@@ -265,7 +259,7 @@ def test_a_resumed_run_equals_one_never_stopped(diagnose_every: int, tmp_path: P
     resumed = train(small(tmp_path / "halved", **changes), resume=tmp_path / "halved", quiet=True)
     for left, right in zip(jax.tree.leaves(whole.state), jax.tree.leaves(resumed.state), strict=True):
         np.testing.assert_array_equal(left, right)
-    assert lines(tmp_path / "whole") == lines(tmp_path / "halved")
+    assert comparable(tmp_path / "whole") == comparable(tmp_path / "halved")
     config = json.loads((tmp_path / "whole" / "config.json").read_text())
     assert config["experiment"]["loop"] == "auto"
 

@@ -17,7 +17,8 @@ from resprout.agents import DQN
 from resprout.replay import PastReplay
 from resprout.training import Experiment, TrainingStopped, checkpoint, train
 from resprout.training.__main__ import dispatch
-from resprout.training.metrics import read_metrics
+
+from .runs import comparable
 
 AGENT = DQN(warmup=100, batch_size=8, hidden=(16,), target_period=10, epsilon_decay_steps=200, capacity=300)
 CHECKPOINT = 350  # agent step of the first checkpoint, after which the disk is full
@@ -71,11 +72,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[np.ndarr
     return directory, jax.device_get(jax.tree.leaves(train(experiment(directory, 50), quiet=True).state))
 
 
-def lines(directory: Path) -> list[dict[str, object]]:
-    clock = ("wall_clock", "steps_per_second")
-    return [{k: v for k, v in line.items() if k not in clock} for line in read_metrics(directory / "metrics.jsonl")]
-
-
 @pytest.mark.parametrize(
     ("what", "room"), [("line of metrics at agent step 400", None), ("replay at agent step 649", 3_000)]
 )
@@ -96,14 +92,14 @@ def test_what_was_written_before_is_still_there(tmp_path, monkeypatch, whole, wh
     slots = np.arange(CHECKPOINT)
     for name, column in past.gather(slots).items():
         np.testing.assert_array_equal(column, later.gather(slots)[name])
-    assert [line["step"] for line in lines(directory)] == list(range(log_every, CHECKPOINT + 1, log_every))
+    assert [line["step"] for line in comparable(directory)] == list(range(log_every, CHECKPOINT + 1, log_every))
 
     resumed = train(experiment(directory, log_every), resume=directory, quiet=True)
     for a, b in zip(jax.device_get(jax.tree.leaves(resumed.state)), whole[1], strict=True):
         np.testing.assert_array_equal(a, b)
     assert len(PastReplay(directory / "replay", checksums=True)) == 700
     if room is None:
-        assert lines(directory) == lines(whole[0])
+        assert comparable(directory) == comparable(whole[0])
 
 
 def test_the_command_says_so_in_one_line(tmp_path, monkeypatch, capsys):

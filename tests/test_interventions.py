@@ -33,8 +33,9 @@ from resprout.training import Experiment, ExperimentError, train
 from resprout.training import __main__ as command_line
 from resprout.training.intervening import Acting, build_agent, parse_intervention
 
+from .runs import assert_equal, comparable
 from .test_redo import mlp, mlp_params, normal, quickly_compiled, randomised, seasoned
-from .test_training import assert_equal, comparable, cut_after
+from .test_training import cut_after
 
 KEY = jax.random.key(0)
 SMALL = DQN(warmup=60, batch_size=8, hidden=(8,), target_period=10, epsilon_decay_steps=100, capacity=300)

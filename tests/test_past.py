@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,8 +18,9 @@ from resprout.agents import DQN
 from resprout.replay import Description, PastReplay, PastReplayError, Storage
 from resprout.training import Experiment, ExperimentError, checkpoint, train
 from resprout.training import __main__ as command_line
-from resprout.training.metrics import read_metrics
 from resprout.training.sources import SourceError, open_sources, parse_sources
+
+from .runs import assert_equal, comparable
 
 GAMMA = 0.9
 STEPS = 60
@@ -233,16 +233,6 @@ def experiment(directory: Path, env: str = "gym/CartPole-v1", agent: Any = AGENT
     return Experiment(agent=agent, env=env, **fields | changes)
 
 
-def values(directory: Path) -> list[dict[str, Any]]:
-    clock = ("wall_clock", "steps_per_second")
-    return [{k: v for k, v in line.items() if k not in clock} for line in read_metrics(directory / "metrics.jsonl")]
-
-
-def assert_equal(left: Any, right: Any) -> None:
-    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-
-
 def stop_at(directory: Path, step: int) -> None:
     """Leave a run directory as a kill -9 some time after the checkpoint at `step` would; transitions stay."""
     for path in checkpoint.names(directory / "checkpoints"):
@@ -281,7 +271,7 @@ def test_only_live_transitions_are_kept_unless_asked(tmp_path: Path, past_run: P
 
 def test_saving_leaves_training_as_it_was(tmp_path: Path, past_run: Path) -> None:
     train(experiment(tmp_path / "run"), quiet=True)
-    assert values(tmp_path / "run") == values(past_run)
+    assert comparable(tmp_path / "run") == comparable(past_run)
 
 
 def test_a_killed_run_goes_on_with_its_saved_replay(tmp_path: Path, past_run: Path) -> None:
@@ -330,8 +320,8 @@ def test_a_resumed_mixing_run_equals_one_never_stopped(
     stop_at(tmp_path / "halved", 200)
     resumed = train(halved, resume=tmp_path / "halved", quiet=True)
     assert_equal(whole.state, resumed.state)
-    assert values(tmp_path / "whole") == values(tmp_path / "halved")
-    assert values(tmp_path / "whole") != values(past_run)  # the same but for its sources and sampler
+    assert comparable(tmp_path / "whole") == comparable(tmp_path / "halved")
+    assert comparable(tmp_path / "whole") != comparable(past_run)  # the same but for its sources and sampler
     recorded = json.loads((tmp_path / "whole" / "config.json").read_text())["sources"]
     assert [source["transitions"] for source in recorded] == [400] * len(sources)
 

@@ -15,8 +15,9 @@ from resprout.replay import Storage, decode
 from resprout.training import Experiment, train
 from resprout.training.intervening import Acting
 
+from .runs import assert_equal, comparable
 from .test_envs import equal_steps, random_actions, rollout
-from .test_training import assert_equal, comparable, cut_after
+from .test_training import cut_after
 
 
 @pytest.fixture(scope="module")

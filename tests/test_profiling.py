@@ -11,6 +11,8 @@ from resprout.agents import DQN
 from resprout.training import Experiment, train
 from resprout.training.__main__ import dispatch
 
+from .runs import comparable
+
 SMALL = DQN(
     warmup=100, batch_size=8, hidden=(16,), target_period=10, epsilon_decay_steps=200, capacity=300, replay_ratio=1
 )
@@ -45,14 +47,9 @@ def test_a_profile_names_the_gradient_steps(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_a_profile_changes_no_number(tmp_path: Path) -> None:
-    def lines(name: str) -> list[Any]:
-        text = (tmp_path / name / "metrics.jsonl").read_text()
-        clock = ("wall_clock", "steps_per_second")
-        return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in text.splitlines()]
-
     for name, steps in (("with", 5), ("without", 0)):
         train(small(tmp_path / name, "gym/CartPole-v1"), quiet=True, profile=steps)
-    assert lines("with") == lines("without")
+    assert comparable(tmp_path / "with") == comparable(tmp_path / "without")
 
 
 @pytest.mark.slow

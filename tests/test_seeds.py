@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
@@ -21,30 +20,14 @@ from resprout.training.device_loop import over_devices
 from resprout.training.metrics import plot_seeds, read_metrics
 from resprout.training.seeds import parse_seeds, read_seeds, train_seeds
 
+from .runs import agent_state, assert_close, assert_equal, comparable
+
 SMALL = DQN(warmup=100, batch_size=8, hidden=(16,), target_period=10, epsilon_decay_steps=200, capacity=300)
 
 
 def small(directory: Path, env: str = "gymnax/CartPole-v1", **changes: Any) -> Experiment:
     fields = {"steps": 300, "log_every": 100, "checkpoint_every": 200, "eval_episodes": 0, "out": str(directory)}
     return Experiment(agent=SMALL, env=env, **fields | changes)
-
-
-def values(directory: Path) -> list[dict[str, Any]]:
-    clock = ("wall_clock", "steps_per_second")
-    return [
-        {key: value for key, value in line.items() if key not in clock}
-        for line in read_metrics(directory / "metrics.jsonl")
-    ]
-
-
-def agent_state(experiment: Experiment, directory: Path) -> list[Any]:
-    """The leaves of the agent in the newest checkpoint."""
-    from resprout.envs import make
-
-    agent = experiment.build_agent(make(experiment.env, num_envs=experiment.num_envs).spec)
-    path, complaints = checkpoint.newest(directory / "checkpoints")
-    assert not complaints
-    return jax.tree.leaves(checkpoint.restore_agent(path, jax.jit(agent.init)(jax.random.key(0))))
 
 
 @pytest.mark.slow
@@ -57,14 +40,11 @@ def test_vmapped_seeds_are_their_solo_runs_and_go_on(tmp_path: Path) -> None:
     for seed in (3, 7):
         solo = small(tmp_path / f"solo{seed}", **changes, seed=seed)
         train(solo, quiet=True)
-        for left, right in zip(
-            agent_state(solo, out / f"s{seed}"), agent_state(solo, tmp_path / f"solo{seed}"), strict=True
-        ):
-            np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
-        for left, right in zip(values(out / f"s{seed}"), values(tmp_path / f"solo{seed}"), strict=True):
+        assert_close(agent_state(out / f"s{seed}"), agent_state(tmp_path / f"solo{seed}"), rtol=1e-4, atol=1e-5)
+        for left, right in zip(comparable(out / f"s{seed}"), comparable(tmp_path / f"solo{seed}"), strict=True):
             assert left == pytest.approx(right, rel=1e-3, abs=1e-4)
         assert json.loads((out / f"s{seed}" / "config.json").read_text())["experiment"]["seed"] == seed
-    assert values(out / "s3") != values(out / "s7")
+    assert comparable(out / "s3") != comparable(out / "s7")
 
     half = dataclasses.replace(together, out=str(tmp_path / "half"))
     train_seeds(dataclasses.replace(half, steps=200), (3, 7), mode="vmap", quiet=True)
@@ -72,9 +52,7 @@ def test_vmapped_seeds_are_their_solo_runs_and_go_on(tmp_path: Path) -> None:
         (tmp_path / "half" / f"s{seed}" / "summary.json").unlink()
     train_seeds(half, (3, 7), mode="vmap", resume=True, quiet=True)
     for seed in (3, 7):
-        pair = (agent_state(half, root / f"s{seed}") for root in (out, tmp_path / "half"))
-        for left, right in zip(*pair, strict=True):
-            np.testing.assert_array_equal(left, right)
+        assert_equal(agent_state(out / f"s{seed}"), agent_state(tmp_path / "half" / f"s{seed}"))
     # A kill between the checkpoints of two seeds leaves them at different steps.
     for seed in (3, 7):
         (tmp_path / "half" / f"s{seed}" / "summary.json").unlink()
@@ -92,16 +70,13 @@ def test_seeds_in_processes_are_their_solo_runs_bit_for_bit(tmp_path: Path) -> N
         command = [sys.executable, "-P", "-m", "resprout.training.one_seed"]
         core = min(os.sched_getaffinity(0))
         subprocess.run([*command, json.dumps({"experiment": solo.to_json(), "core": core})], check=True)
-        assert values(out / f"s{seed}") == values(tmp_path / f"solo{seed}")
-        for left, right in zip(
-            agent_state(solo, out / f"s{seed}"), agent_state(solo, tmp_path / f"solo{seed}"), strict=True
-        ):
-            np.testing.assert_array_equal(left, right)
+        assert comparable(out / f"s{seed}") == comparable(tmp_path / f"solo{seed}")
+        assert_equal(agent_state(out / f"s{seed}"), agent_state(tmp_path / f"solo{seed}"))
     before = (out / "s1" / "summary.json").stat().st_mtime_ns
     shutil.rmtree(out / "s2")  # what is finished stays, what is missing is trained
     train_seeds(small(out, "gym/CartPole-v1"), (0, 1, 2), mode="processes", resume=True, quiet=True)
     assert (out / "s1" / "summary.json").stat().st_mtime_ns == before
-    assert values(out / "s2") == values(tmp_path / "solo2")
+    assert comparable(out / "s2") == comparable(tmp_path / "solo2")
 
 
 def run_command(*arguments: str) -> list[str]:
@@ -163,13 +138,10 @@ def check_devices(tmp_path: Path, count: int) -> None:
     subprocess.run(
         [sys.executable, "-P", "-c", DEVICES, str(count), str(tmp_path / "over")], check=True, env=environment
     )
-    one = small(tmp_path / "one")
-    train_seeds(one, range(4), mode="vmap", quiet=True)
+    train_seeds(small(tmp_path / "one"), range(4), mode="vmap", quiet=True)
     for seed in range(4):
-        for left, right in zip(
-            *(agent_state(one, tmp_path / name / f"s{seed}") for name in ("one", "over")), strict=True
-        ):
-            np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
+        one, over = (agent_state(tmp_path / name / f"s{seed}") for name in ("one", "over"))
+        assert_close(one, over, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

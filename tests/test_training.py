@@ -24,6 +24,8 @@ from resprout.training import Experiment, ExperimentError, TrainingStopped, chec
 from resprout.training import run as run_module
 from resprout.training.metrics import MetricsFile, read_metrics
 
+from .runs import assert_equal, comparable
+
 DQN_SMALL = DQN(warmup=100, batch_size=8, hidden=(16,), target_period=10, epsilon_decay_steps=200, capacity=300)
 SAC_SMALL = SAC(warmup=100, batch_size=8, hidden=(16, 16), capacity=300, n_step=3)
 
@@ -32,20 +34,6 @@ def small(agent: Any, env: str, directory: Path, **changes: Any) -> Experiment:
     """A run of 400 agent steps with a checkpoint at every 200."""
     fields = {"steps": 400, "log_every": 100, "checkpoint_every": 200, "eval_episodes": 0, "out": str(directory)}
     return Experiment(agent=agent, env=env, **fields | changes)
-
-
-def comparable(directory: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without the clock."""
-    clock = ("wall_clock", "steps_per_second")
-    return [
-        {key: value for key, value in line.items() if key not in clock}
-        for line in read_metrics(directory / "metrics.jsonl")
-    ]
-
-
-def assert_equal(left: Any, right: Any) -> None:
-    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
 def cut_after(directory: Path, step: int) -> None:
