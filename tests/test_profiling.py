@@ -10,6 +10,7 @@ import pytest
 from resprout.agents import DQN
 from resprout.training import Experiment, train
 from resprout.training.__main__ import dispatch
+from resprout.training.seeds import train_seeds
 
 from .runs import comparable
 
@@ -61,9 +62,22 @@ def test_a_profile_of_the_loop_on_the_device_and_one_cut_short(tmp_path: Path) -
     assert sum(event["name"] == "gradient_step" for event in events(tmp_path / "short")) == 80
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("loop", ["host", "device"])
+def test_a_profile_of_several_seeds_in_one_loop(loop: str, tmp_path: Path) -> None:
+    experiment = small(tmp_path, "gymnax/CartPole-v1", loop=loop, log_every=1000)
+    train_seeds(experiment, (0, 1), mode="vmap", quiet=True, profile=6)
+    names = [event["name"] for event in events(tmp_path / "s0")]
+    assert names.count("gradient_step") == 6 if loop == "host" else "PjitFunction(_advance)" in names
+    assert not (tmp_path / "s1" / "profile").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
-    [(("--profile", "-1"), "must not be negative"), (("--profile", "5", "--seeds", "0,1"), "is for one run")],
+    [
+        (("--profile", "-1"), "must not be negative"),
+        (("--profile", "5", "--seeds", "0,1", "--seeds-mode", "processes"), "seeds of one process"),
+    ],
 )
 def test_profiles_that_cannot_be(
     flags: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -133,12 +133,11 @@ def train_command(arguments: list[str]) -> int:
         check_unchanged(default, experiment, resume)
     from .run import Interrupted, TrainingStopped, train
 
-    if seeds and flag_value(arguments, "--profile"):
-        raise UsageError("--profile is for one run: leave out --seeds")
+    profile = int(flag_value(arguments, "--profile") or 0)
     try:
         if seeds:
-            return train_several(experiment, seeds, arguments, resume)
-        result = train(experiment, resume=resume, profile=int(flag_value(arguments, "--profile") or 0))
+            return train_several(experiment, seeds, arguments, resume, profile)
+        result = train(experiment, resume=resume, profile=profile)
     except Interrupted as stop:
         return fail(stop, stop.exit_code)
     except TrainingStopped as stop:
@@ -174,7 +173,9 @@ def several_seeds(arguments: list[str], resume: str | None) -> tuple[int, ...] |
     return seeds
 
 
-def train_several(experiment: Any, seeds: tuple[int, ...], arguments: list[str], resume: str | None) -> int:
+def train_several(
+    experiment: Any, seeds: tuple[int, ...], arguments: list[str], resume: str | None, profile: int
+) -> int:
     from .seeds import train_seeds
 
     mode: Any = flag_value(arguments, "--seeds-mode") or "auto"
@@ -184,7 +185,12 @@ def train_several(experiment: Any, seeds: tuple[int, ...], arguments: list[str],
     if resume is not None:
         experiment = dataclasses.replace(experiment, out=resume)
     out = train_seeds(
-        experiment, seeds, mode=mode, devices=None if devices == "all" else int(devices), resume=resume is not None
+        experiment,
+        seeds,
+        mode=mode,
+        devices=None if devices == "all" else int(devices),
+        resume=resume is not None,
+        profile=profile,
     )
     print(f"run directories: {', '.join(str(out / f's{seed}') for seed in seeds)}")
     if (out / "curve.png").exists():

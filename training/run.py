@@ -172,6 +172,8 @@ def train_batched(runs: Sequence["Run"]) -> list[Result]:
     first = runs[0]
     seeds, trainings = [run.experiment.seed for run in runs], [run.training for run in runs]
     loop = BatchedLoop(first.experiment, seeds, trainings, first.agent, first.sampler, first.watch)
+    if first.profile:
+        loop.compiled = named(loop.compiled)
     return _train_in(loop, runs)
 
 

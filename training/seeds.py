@@ -62,6 +62,7 @@ def train_seeds(
     devices: int | None = 1,
     resume: bool = False,
     quiet: bool = False,
+    profile: int = 0,
 ) -> Path:
     """Train `experiment` with every one of `seeds`; the directory of all, with one of each seed in it.
 
@@ -70,16 +71,19 @@ def train_seeds(
         auto: vmap on an accelerator, processes on a CPU.
     devices: that share the seeds of a loop on the device equally in mode vmap; None for all there are.
     resume: go on in `experiment.out`, where seeds that are finished stay as they are.
+    profile: gradient steps to trace in mode vmap, into the run directory of the first seed (`Profile`); 0 for none.
 
     Everything that can be wrong is found before anything is created. Interrupted and TrainingStopped as of `train`.
     """
     prepare_process()
     Tracker.check(experiment.track)
     chosen = _mode(experiment, mode, devices)
+    if profile and chosen == "processes":
+        raise ExperimentError("--profile traces seeds of one process: add --seeds-mode vmap, or leave out --seeds")
     out = Path(str(experiment.out)) if resume else _new_directory(experiment, seeds)
     each = [dataclasses.replace(experiment, seed=seed, out=str(out / f"s{seed}")) for seed in seeds]
     if chosen == "vmap":
-        _train_together(each, out, len(jax.local_devices()) if devices is None else devices, quiet)
+        _train_together(each, out, len(jax.local_devices()) if devices is None else devices, quiet, profile)
     else:
         _train_apart(each, out, quiet)
     plot_seeds(out, [Path(str(own.out)) for own in each])
@@ -134,7 +138,7 @@ def _begun(experiment: Experiment) -> bool:
 # In one loop
 
 
-def _train_together(each: Sequence[Experiment], out: Path, devices: int, quiet: bool) -> None:
+def _train_together(each: Sequence[Experiment], out: Path, devices: int, quiet: bool, profile: int) -> None:
     sharding = over_devices(len(each), devices)
     first = each[0]
     with ExitStack() as stack:
@@ -156,6 +160,7 @@ def _train_together(each: Sequence[Experiment], out: Path, devices: int, quiet: 
         ]
         for run in runs[1:]:
             run.share_compiled(runs[0])
+        runs[0].trace(profile)
         for index, (own, run) in enumerate(zip(each, runs, strict=True)):
             if _begun(own):
                 run.resume()
