@@ -16,6 +16,7 @@ import pytest
 
 from resprout.agents import ACE, DQN
 from resprout.training import Experiment, ExperimentError, checkpoint, train
+from resprout.training.__main__ import dispatch
 from resprout.training.device_loop import over_devices
 from resprout.training.metrics import plot_seeds, read_metrics
 from resprout.training.seeds import parse_seeds, read_seeds, train_seeds
@@ -105,6 +106,15 @@ def test_a_signal_stops_all_processes_and_all_go_on(tmp_path: Path) -> None:
         json.loads((out / f"s{seed}" / "summary.json").read_text())["agent_steps"] == max(saved) + 100
         for seed in (0, 1)
     )
+
+
+def test_seeds_of_which_the_first_never_began_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What they were is then in the directory of another."""
+    (tmp_path / "s1").mkdir()
+    (tmp_path / "seeds.json").write_text(json.dumps({"seeds": [0, 1]}))
+    (tmp_path / "s1" / "config.json").write_text(json.dumps({"experiment": small(tmp_path, seed=1).to_json()}))
+    assert dispatch(["train", "--resume", str(tmp_path), "--agent.gamma", "0.5"]) == 2
+    assert "cannot change agent.gamma (it is 0.99, asked for 0.5)" in capsys.readouterr().err
 
 
 DEVICES = """
@@ -204,8 +214,6 @@ def test_devices_share_seeds_equally() -> None:
 def test_flags_that_contradict(
     flags: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from resprout.training.__main__ import dispatch
-
     out = tmp_path / "run"
     arguments = ["train", "dqn", "--env", "gymnax/CartPole-v1", "--out", str(out), *flags]
     assert dispatch(arguments) == 2

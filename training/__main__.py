@@ -116,7 +116,8 @@ def train_command(arguments: list[str]) -> int:
         )
     seeds = several_seeds(arguments, resume)
     if resume is not None:
-        default = read_config(Path(resume, f"s{seeds[0]}") if seeds else Path(resume))
+        each = [Path(resume, f"s{seed}") for seed in seeds or ()]  # some may have been stopped before they had begun
+        default = read_config(next((own for own in each if (own / "config.json").exists()), Path(resume)))
         if flag_value(arguments, "--out"):
             raise UsageError(f"--resume goes on in {resume} itself and takes no --out")
         if agent_name not in (None, default.agent_name) or preset_name is not None:
