@@ -104,7 +104,7 @@ class GymnaxEnv:
         """task: gymnax's own id, or one of `changing_jax.TASKS` with period and whether it is signalled."""
         env, params, dtype, self._reset, self._transition, self._step = _compiled(task)
         self._seed = seed
-        self._device = jax.devices("cpu")[0]
+        self._device = jax.local_devices(backend="cpu")[0]
         self.carry: Any = None
         self._actions = Actions(env_id, _space(env.action_space(params)))
         self.spec = EnvSpec(

@@ -17,9 +17,9 @@ import pytest
 from resprout.agents import ACE, DQN
 from resprout.training import Experiment, ExperimentError, checkpoint, train
 from resprout.training.__main__ import dispatch
-from resprout.training.device_loop import over_devices
 from resprout.training.metrics import plot_seeds, read_metrics
 from resprout.training.seeds import parse_seeds, read_seeds, train_seeds
+from resprout.training.sharing import share_seeds
 
 from .runs import agent_state, assert_close, assert_equal, comparable
 
@@ -197,15 +197,16 @@ def test_what_cannot_be_creates_nothing(changes: Any, arguments: Any, said: str,
 
 
 def test_devices_share_seeds_equally() -> None:
-    assert over_devices(3, 1) is None
+    assert share_seeds(3, 1) is None
     with pytest.raises(ExperimentError, match="--devices must be 1 to"):
-        over_devices(2, 0)
+        share_seeds(2, 0)
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--devices", "2"), "--devices is for several seeds"),
+        (("--devices", "2000"), "--devices must be 1 to"),
+        (("--seeds-mode", "vmap"), "--seeds-mode is for several seeds"),
         (("--seeds", "0,1", "--seed", "3"), "give one of them"),
         (("--seeds", "0,1", "--devices", "two"), "--devices must be a number or all"),
         (("--seeds", "0,0"), "names a seed twice"),

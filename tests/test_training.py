@@ -193,10 +193,10 @@ def test_functions_are_traced_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
         return call
 
-    def watched(experiment: Any, spec: Any, agent: Any, sampler: Any, acting: Any) -> Any:
+    def watched(experiment: Any, spec: Any, agent: Any, sampler: Any, *rest: Any) -> Any:
         agent = agent._replace(act=counted("act", agent.act), update=counted("update", agent.update))
         sampler = sampler._replace(add=counted("add", sampler.add), sample=counted("sample", sampler.sample))
-        return original(experiment, spec, agent, sampler, acting)
+        return original(experiment, spec, agent, sampler, *rest)
 
     monkeypatch.setattr(run_module, "compile_functions", watched)
     agent = DQN(**{**vars(DQN_SMALL), "n_step": 3})  # episode ends write several transitions at once

@@ -132,17 +132,32 @@ def train_command(arguments: list[str]) -> int:
     experiment = parse_experiment(one_by_one(flags, "--with"), default)
     if resume is not None:
         check_unchanged(default, experiment, resume)
+    from .processes import Processes
     from .run import Interrupted, TrainingStopped, train
 
+    processes = Processes(
+        int(flag_value(arguments, "--num-processes") or 1),
+        int(flag_value(arguments, "--process-id") or 0),
+        flag_value(arguments, "--coordinator"),
+    )
+    if processes.count > 1 and experiment.out is None and resume is None:
+        raise UsageError("several processes need one --out, a directory that all of them see")
     profile = int(flag_value(arguments, "--profile") or 0)
+    options: dict[str, Any] = {"resume": resume, "devices": asked_devices(arguments), "profile": profile}
     try:
         if seeds:
-            return train_several(experiment, seeds, arguments, resume, profile)
-        result = train(experiment, resume=resume, profile=profile)
+            mode = flag_value(arguments, "--seeds-mode") or "auto"
+            return train_several(experiment, seeds, processes, mode=mode, **options)
+        processes.connect()
+        result = train(experiment, **options)
     except Interrupted as stop:
         return fail(stop, stop.exit_code)
     except TrainingStopped as stop:
-        return fail(stop, 1)
+        fail(stop, 1)
+        processes.leave(1)
+        return 1
+    if processes.index:
+        return 0
     if result.evaluation:
         print(f"return: {result.evaluation.mean:.1f} (mean of {len(result.evaluation.returns)} evaluation episodes)")
     print(f"run directory: {result.directory}")
@@ -153,18 +168,17 @@ def train_command(arguments: list[str]) -> int:
 
 def several_seeds(arguments: list[str], resume: str | None) -> tuple[int, ...] | None:
     """What --seeds asks for, or what the directory of --resume is of; None for a single run."""
-    text, flags = flag_value(arguments, "--seeds"), ("--seeds-mode", "--devices")
-    several = next((flag for flag in flags if flag_value(arguments, flag) is not None), None)
+    text, mode = flag_value(arguments, "--seeds"), flag_value(arguments, "--seeds-mode")
     if text is None and resume is None:
-        if several:
-            raise UsageError(f"{several} is for several seeds: give --seeds 0,1,2, too")
+        if mode:
+            raise UsageError("--seeds-mode is for several seeds: give --seeds 0,1,2, too")
         return None
     from .seeds import parse_seeds, read_seeds
 
     known = read_seeds(Path(resume)) if resume is not None else None
     if text is None:
-        if several and known is None:
-            raise UsageError(f"{several} is for several seeds, and {resume} is one run")
+        if mode and known is None:
+            raise UsageError(f"--seeds-mode is for several seeds, and {resume} is one run")
         return known
     if flag_value(arguments, "--seed") is not None:
         raise UsageError("--seed is for one seed and --seeds for several: give one of them")
@@ -174,29 +188,25 @@ def several_seeds(arguments: list[str], resume: str | None) -> tuple[int, ...] |
     return seeds
 
 
-def train_several(
-    experiment: Any, seeds: tuple[int, ...], arguments: list[str], resume: str | None, profile: int
-) -> int:
+def train_several(experiment: Any, seeds: tuple[int, ...], processes: Any, resume: str | None, **options: Any) -> int:
     from .seeds import train_seeds
 
-    mode: Any = flag_value(arguments, "--seeds-mode") or "auto"
-    devices = flag_value(arguments, "--devices") or "1"
-    if devices != "all" and not devices.isdecimal():
-        raise UsageError(f"--devices must be a number or all, not {devices}")
     if resume is not None:
         experiment = dataclasses.replace(experiment, out=resume)
-    out = train_seeds(
-        experiment,
-        seeds,
-        mode=mode,
-        devices=None if devices == "all" else int(devices),
-        resume=resume is not None,
-        profile=profile,
-    )
-    print(f"run directories: {', '.join(str(out / f's{seed}') for seed in seeds)}")
+    out = train_seeds(experiment, seeds, processes=processes, resume=resume is not None, **options)
+    own = seeds[processes.index :: processes.count]
+    print(f"run directories: {', '.join(str(out / f's{seed}') for seed in own)}")
     if (out / "curve.png").exists():
         print(f"learning curve: {out / 'curve.png'}")
     return 0
+
+
+def asked_devices(arguments: list[str]) -> int | None:
+    """What --devices asks for; None for all."""
+    devices = flag_value(arguments, "--devices") or "1"
+    if devices != "all" and not devices.isdecimal():
+        raise UsageError(f"--devices must be a number or all, not {devices}")
+    return None if devices == "all" else int(devices)
 
 
 def flag_value(arguments: list[str], flag: str) -> str | None:

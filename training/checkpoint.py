@@ -185,8 +185,8 @@ def _save_state(path: Path, state: PyTree) -> None:
     level = absl.level
     absl.setLevel(logging.CRITICAL)  # a failed write logs pages, and raises besides
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(path.absolute(), _storable(state))
+        with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
+            checkpointer.save(path.absolute(), jax.tree.map(np.asarray, _storable(state)))
     except ValueError as error:  # what a full disk is to tensorstore
         raise OSError(str(error).splitlines()[0]) from error
     finally:
@@ -194,14 +194,14 @@ def _save_state(path: Path, state: PyTree) -> None:
 
 
 def _load_state(path: Path, template: PyTree, partial: bool = False) -> PyTree:
-    plain = jax.tree.map(ocp.utils.to_shape_dtype_struct, _storable(template))
-    arguments = ocp.args.PyTreeRestore(
-        item=plain, restore_args=ocp.checkpoint_utils.construct_restore_args(plain), partial_restore=partial
-    )
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    like = _storable(template)
+    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
+    arguments = ocp.args.PyTreeRestore(item=like, restore_args=restore_args, partial_restore=partial)
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
+    with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as checkpointer:
         try:
             restored = checkpointer.restore(path.absolute(), args=arguments)
-            fits = all(isinstance(value, jax.Array) for value in jax.tree.leaves(restored))
+            fits = jax.tree.all(jax.tree.map(lambda a, b: a.shape == b.shape and a.dtype == b.dtype, like, restored))
         except ValueError:  # its files are whole, or `newest` had not chosen it; orbax lists every array
             fits = False
     if not fits:
@@ -210,9 +210,17 @@ def _load_state(path: Path, template: PyTree, partial: bool = False) -> PyTree:
     def rewrap(like: jax.Array, value: jax.Array) -> jax.Array:
         if like.size == 0:
             return jnp.zeros(like.shape, like.dtype)
-        return jax.random.wrap_key_data(value) if _is_key(like) else value
+        return jax.random.wrap_key_data(value) if _is_key(like) else jnp.asarray(value)
 
     return jax.tree.map(rewrap, template, restored)
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """Of several processes, each writes and reads on its own, or not at all."""
+    me = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
+    )
 
 
 def _is_key(value: Any) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from ..agents.learner import Agent, Batch, PyTree
 from ..diagnostics import DIAGNOSTICS
@@ -17,6 +18,7 @@ from ..replay.ring import draw_slots
 from .experiment import Experiment
 from .intervening import LOGGED, PROBE, Acting, diagnose
 from .metrics import Totals
+from .sharing import one_at_a_time, shared, whole
 
 STREAMS = ("environment", "action", "sampler", "agent", "intervention", "diagnostics", "evaluation", "probe")
 
@@ -137,9 +139,14 @@ def bind_interventions(experiment: Experiment, agent: Agent, keys: dict[str, jax
 
 
 def functions(
-    experiment: Experiment, spec: EnvSpec, agent: Agent, sampler: Sampler, keys: dict[str, jax.Array]
+    experiment: Experiment,
+    spec: EnvSpec,
+    agent: Agent,
+    sampler: Sampler,
+    keys: dict[str, jax.Array],
+    mesh: Mesh | None = None,
 ) -> Functions:
-    """The same in every loop, so that one experiment has one result."""
+    """The same in every loop, so that one experiment has one result; `mesh`: of the devices that share a batch, if several."""
 
     def act(state: PyTree, observation: jax.Array, agent_step: jax.Array) -> jax.Array:
         return agent.act(state, observation, jax.random.fold_in(keys["action"], agent_step), agent_step)
@@ -163,7 +170,7 @@ def functions(
     ) -> tuple[PyTree, Totals, jax.Array]:
         if hasattr(state, "agent_step"):
             state = state.replace(agent_step=agent_step)
-        batch = Batch(**decode(columns, spec.frame_stack), weight=weight)
+        batch = shared(mesh, Batch(**decode(columns, spec.frame_stack), weight=weight))
         key = jax.random.fold_in(keys["agent"], gradient_step)
         new_state, metrics, priorities = agent.update(state, batch, key)
         values = jnp.stack([metrics[name] for name in totals.names])
@@ -171,7 +178,7 @@ def functions(
         if experiment.on_nan == "skip":
             new_state = jax.tree.map(partial(jnp.where, finite), new_state, state)
             values, priorities = jnp.where(finite, values, 0.0), jnp.where(finite, priorities, 0.0)
-        return new_state, totals.add(values, finite, gradient_step), priorities
+        return whole(mesh, (new_state, totals.add(values, finite, gradient_step), priorities))
 
     def probe(size: int, first: jax.Array, written: jax.Array, gradient_step: jax.Array) -> jax.Array:
         key = jax.random.fold_in(keys["probe"], gradient_step)
@@ -187,10 +194,11 @@ def functions(
         gradient_step: jax.Array,
         agent_step: jax.Array,
     ) -> tuple[PyTree, PyTree, Totals]:
-        batch = Batch(**decode(columns, spec.frame_stack), weight=weight)
+        batch = shared(mesh, Batch(**decode(columns, spec.frame_stack), weight=weight))
         state, memory, done = acting.update(state, memory, batch, gradient_step, agent_step)
         values = jnp.stack([done[name] for name in effects.names]) if effects.names else effects.sums
-        return state, memory, effects.add(values, jnp.isfinite(values).all(), gradient_step)
+        effects = effects.add(values, jnp.isfinite(values).all(), gradient_step)
+        return whole(mesh, (state, memory, effects))
 
     return Functions(act, explore, sample, learn, probe, intervene)
 
@@ -245,14 +253,15 @@ def compile_functions(
     agent: Agent,
     sampler: Sampler,
     acting: tuple[Acting, ...] = (),
+    mesh: Mesh | None = None,
     pure: Functions | None = None,
 ) -> Compiled:
     """Jitted and donating; keys are folded from a stream and a counter inside, so the host splits none.
 
-    pure: instead of `functions` of this experiment, for what a loop does.
+    mesh: as of `functions`; pure: instead of `functions` of this experiment, for what a loop does.
     """
     keys = streams(experiment.seed)
-    pure = pure or functions(experiment, spec, agent, sampler, keys)
+    pure = pure or functions(experiment, spec, agent, sampler, keys, mesh)
 
     def diagnosed(
         names: tuple[str, ...],
@@ -272,15 +281,17 @@ def compile_functions(
     def compile_act(acting: Acting) -> Act:
         size = acting.intervention.probe
         draw = None if size is None else jax.jit(partial(pure.probe, size))
-        return Act(acting.due, draw, jax.jit(partial(pure.intervene, acting), donate_argnums=(0, 1, 2)))
+        run = jax.jit(partial(pure.intervene, acting), donate_argnums=(0, 1, 2))
+        return Act(acting.due, draw, one_at_a_time(mesh, run))
 
+    learn = jax.jit(pure.learn, donate_argnums=(0, 1), compiler_options=compiler_options(spec))
     drawing = partial(jax.jit, donate_argnums=0, compiler_options=COMPILER_OPTIONS)
     return Compiled(
         act=reading_only(pure.act),
         explore=jax.jit(pure.explore),
         remember=drawing(sampler.add),
         sample=drawing(pure.sample),
-        learn=jax.jit(pure.learn, donate_argnums=(0, 1), compiler_options=compiler_options(spec)),
+        learn=one_at_a_time(mesh, learn),
         prioritize=sampler.update if sampler.update is no_priorities else drawing(sampler.update),
         interventions=tuple(compile_act(each) for each in acting),
         diagnose=partial(jax.jit(partial(diagnosed, LOGGED)), keys["diagnostics"]),
@@ -301,4 +312,4 @@ def compile_functions_of_seeds(
     update = sampler.update if sampler.update is no_priorities else jax.vmap(sampler.update)
     of_seeds = sampler._replace(add=jax.vmap(sampler.add), update=update)
     pure = functions_of_seeds(experiment, spec, agent, sampler, keys)
-    return compile_functions(experiment, spec, agent, of_seeds, acting, pure)
+    return compile_functions(experiment, spec, agent, of_seeds, acting, pure=pure)

@@ -21,9 +21,10 @@ from ..envs import Env, JaxEnv
 from ..replay import Rings, RingState, Sampler
 from ..replay.ring import add, gather
 from .compiled import bind_interventions, functions, streams
-from .experiment import Experiment, ExperimentError
+from .experiment import Experiment
 from .host_loop import Training
 from .metrics import Totals
+from .sharing import everywhere, placed
 
 CHUNK = 1_000  # agent steps between two looks of the host, at most
 
@@ -82,7 +83,8 @@ class DeviceLoop:
     """Runs of one experiment that differ in their seeds alone, all at the same agent step.
 
     agent, sampler: of any of the runs. Their replay is in `rings`, in the order of `trainings`.
-    sharding: of the seeds over devices (`over_devices`); None has all on the first.
+    sharding: of the seeds over devices (`share_seeds`); mesh: of the devices that share every batch (`share_batch`). Without
+        either, all is on the first device.
     """
 
     def __init__(
@@ -94,11 +96,13 @@ class DeviceLoop:
         agent: Agent,
         sampler: Sampler,
         sharding: NamedSharding | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
+        self.sharding, self.mesh = sharding, mesh
         self.experiment, self.trainings, self.rings = experiment, trainings, rings
         self.env, self.agent, self.sampler = env_of(trainings[0]), agent, sampler
-        self.place = sharding or SingleDeviceSharding(jax.devices()[0])
-        self.keys = jax.device_put(stack([streams(seed) for seed in seeds]), self.place)
+        self.place = sharding or everywhere(mesh) or SingleDeviceSharding(jax.local_devices()[0])
+        self.keys = placed(self.place, stack([streams(seed) for seed in seeds]))
         self.length = max(1, CHUNK // self.env.spec.num_envs)
         self.advance = jax.jit(self._over_seeds(self._advance), donate_argnums=1)
         self.settle_owed = jax.jit(self._over_seeds(self._settle), donate_argnums=1)
@@ -146,15 +150,14 @@ class DeviceLoop:
 
     def _assemble(self) -> Carry:
         parts = [(env_of(t).carry, t.observation, t.agent, t.sampler) for t in self.trainings]
-        env, observation, agent, sampler = stack(jax.device_put(parts, jax.devices()[0]))
+        env, observation, agent, sampler = stack(parts if self.mesh else jax.device_put(parts, jax.local_devices()[0]))
         carry = Carry(env, observation, self.rings.state, agent, sampler, *self._reports())
-        placed: Carry = jax.device_put(carry, self.place)
-        return placed
+        return placed(self.place, carry)
 
     def _reports(self) -> tuple[Totals, list[PyTree], list[Totals]]:
-        reports = stack([(t.totals, t.memories, t.effects) for t in self.trainings])
-        placed: tuple[Totals, list[PyTree], list[Totals]] = jax.device_put(reports, self.place)
-        return placed
+        parts = [(t.totals, t.memories, t.effects) for t in self.trainings]
+        reports: tuple[Totals, list[PyTree], list[Totals]] = stack(parts)
+        return placed(self.place, reports)
 
     def _hand_out(self, carry: Carry) -> None:
         """What the runs look at between chunks; their replay they find in the rings."""
@@ -182,11 +185,11 @@ class DeviceLoop:
             carry = self._at_shared(carry, lambda leaf: leaf[0])
             return jax.vmap(function, in_axes=(0, axes, *(None for _ in same)))(keys, carry, *same)
 
-        if isinstance(self.place, NamedSharding):
-            seeds, same = self.place.spec, PartitionSpec()
+        if self.sharding:
+            seeds, same = self.sharding.spec, PartitionSpec()
             count = len(inspect.signature(function).parameters) - 2
             specs = (seeds, seeds, *(same for _ in range(count)))
-            return jax.shard_map(call, mesh=self.place.mesh, in_specs=specs, out_specs=seeds, check_vma=False)
+            return jax.shard_map(call, mesh=self.sharding.mesh, in_specs=specs, out_specs=seeds, check_vma=False)
         return call
 
     def _at_shared(self, carry: Carry, change: Callable[[Any], Any]) -> Carry:
@@ -210,7 +213,7 @@ class DeviceLoop:
         """`count` steps of the environments; rewards and ends of episodes, [length, N]."""
         experiment, env, layout = self.experiment, self.env, self.rings.layout
         spec, warmup = env.spec, experiment.agent.warmup
-        pure = functions(experiment, spec, self.agent, self.sampler, keys)
+        pure = functions(experiment, spec, self.agent, self.sampler, keys, self.mesh)
         learn = self._learner(keys)
 
         def body(index: jax.Array, state: tuple[Carry, Counts, jax.Array, jax.Array]) -> Any:
@@ -256,7 +259,7 @@ class DeviceLoop:
 
     def _learner(self, keys: dict[str, jax.Array]) -> Callable[[Carry, Counts, jax.Array], tuple[Carry, Counts]]:
         """As `learn_owed` of the host loop, for a given number of gradient steps."""
-        pure = functions(self.experiment, self.env.spec, self.agent, self.sampler, keys)
+        pure = functions(self.experiment, self.env.spec, self.agent, self.sampler, keys, self.mesh)
         acting = bind_interventions(self.experiment, self.agent, keys)
 
         def learn(ring: RingState, carry: Carry, counts: Counts) -> tuple[Carry, Counts]:
@@ -302,16 +305,6 @@ class DeviceLoop:
             return carry.replace(ring=ring), counts
 
         return owed
-
-
-def over_devices(seeds: int, devices: int) -> NamedSharding | None:
-    """As many seeds on each of the first `devices`; ExperimentError in one line where that cannot be."""
-    there = jax.local_devices()
-    if not 1 <= devices <= len(there):
-        raise ExperimentError(f"--devices must be 1 to {len(there)}, not {devices}")
-    if seeds % devices:
-        raise ExperimentError(f"{seeds} seeds cannot be shared equally by {devices} devices")
-    return NamedSharding(Mesh(there[:devices], "seeds"), PartitionSpec("seeds")) if devices > 1 else None
 
 
 def env_of(t: Training) -> JaxEnv:

@@ -209,7 +209,13 @@ class TrainFlags(Experiment[A]):
     profile: int = 0
     """gradient steps to trace once all is compiled, for TensorBoard and Perfetto, into the run directory's profile; 0 for none"""
     devices: str = "1"
-    """with --seeds and a loop on the device: devices that share them equally, a number or all"""
+    """of each process, that share every batch of a run equally, or with --seeds and a loop on the device the seeds: a number or all"""
+    num_processes: int = 1
+    """processes, on one host or on many, that train a run together, or each its part of --seeds"""
+    process_id: int = 0
+    """which of them this is, from 0"""
+    coordinator: str | None = None
+    """where they meet: HOST:PORT, an address of process 0"""
 
     def experiment(self) -> Experiment[A]:
         return Experiment(**{part.name: getattr(self, part.name) for part in dataclasses.fields(Experiment)})

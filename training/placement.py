@@ -3,12 +3,13 @@
 from typing import Any
 
 import jax
-from jax.sharding import Sharding
+from jax.sharding import Mesh, Sharding
 
 from ..envs import Env, EnvSpec
 from ..replay import Description, DeviceFrames, Layout, Rings, available_memory, memory
 from .device_loop import why_not
 from .experiment import Experiment, ExperimentError
+from .sharing import everywhere
 
 
 def loop_on_device(experiment: Experiment, env: Env) -> bool:
@@ -94,8 +95,8 @@ def check_memory(
     return text
 
 
-def place_frames(experiment: Experiment, spec: EnvSpec) -> DeviceFrames | None:
-    """Where frames are kept if on the device; ExperimentError if they should be and cannot."""
+def place_frames(experiment: Experiment, spec: EnvSpec, mesh: Mesh | None = None) -> DeviceFrames | None:
+    """Where frames are kept if on the device, or whole on each; ExperimentError if they should be and cannot."""
     layout = Layout(**replay_arguments(experiment, spec))
     reason = None
     if layout.frame is None:
@@ -110,4 +111,6 @@ def place_frames(experiment: Experiment, spec: EnvSpec) -> DeviceFrames | None:
     if reason and experiment.replay_on == "device":
         raise ExperimentError(f"--replay-on device: {reason}")
     wanted = experiment.replay_on == "device" or (experiment.replay_on == "auto" and jax.default_backend() != "cpu")
-    return DeviceFrames(places, layout.frame) if wanted and not reason and layout.frame else None
+    if not wanted or reason or layout.frame is None:
+        return None
+    return DeviceFrames(places, layout.frame, everywhere(mesh))

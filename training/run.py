@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from ..agents.learner import Agent, Batch, PyTree
@@ -40,8 +42,10 @@ from .intervening import PROBE, labels, no_dormant
 from .metrics import Episodes, MetricsFile, ProgressDisplay, Totals, Tracker, plain, plot_causal_weights, plot_curve
 from .placement import check_memory, describe_replay, loop_on_device, make_rings, place_frames, replay_arguments
 from .process import prepare_process
+from .processes import agreed, all_or_none
 from .profiling import WARM_UPDATES, Profile, named
 from .refitting import Refitting
+from .sharing import alone, everywhere, placed, share_batch
 from .sources import Past, open_sources
 
 PACKAGES = ("resprout", "jax", "jaxlib", "flax", "optax", "numpy", "envpool", "gymnasium", "mujoco", "ale-py", "gymnax")
@@ -84,29 +88,42 @@ def make_env(experiment: Experiment, *, training: bool, num_envs: int, render: b
     )
 
 
-def train(experiment: Experiment, *, resume: str | Path | None = None, quiet: bool = False, profile: int = 0) -> Result:
+def train(
+    experiment: Experiment,
+    *,
+    resume: str | Path | None = None,
+    quiet: bool = False,
+    profile: int = 0,
+    devices: int | None = 1,
+) -> Result:
     """Train `experiment` in a new run directory, or go on with the one at `resume`.
 
     profile: gradient steps to trace into the run directory (`Profile`); 0 for none.
+    devices: of each process, that share every batch (`share_batch`); None for all there are.
     Everything that can be wrong is found before anything is created: EnvError, ExperimentError (both ValueError).
     Raises Interrupted on SIGINT and SIGTERM after saving, TrainingStopped when a metric is not finite.
     """
     prepare_process()
     Tracker.check(experiment.track)
     with ExitStack() as stack:
-        env = stack.enter_context(closing(make_env(experiment, training=True, num_envs=experiment.num_envs)))
-        agent = experiment.build_agent(env.spec)
-        recorded = json.loads((Path(resume) / "config.json").read_text()).get("sources", []) if resume else []
-        description = describe_replay(experiment, env.spec)
-        past = open_sources(experiment.replay_from, experiment.agent.batch_size, description, recorded)
-        directory = Path(resume) if resume else new_directory(experiment)
-        rings = make_rings(experiment, env.spec) if loop_on_device(experiment, env) else None
-        run = Run(experiment, directory, env, agent, past, quiet, stack, rings)
-        run.trace(profile)
-        if resume:
-            run.resume()
-        else:
-            run.begin()
+        with all_or_none():
+            mesh = share_batch(experiment, devices)
+            env = stack.enter_context(closing(make_env(experiment, training=True, num_envs=experiment.num_envs)))
+            agent = experiment.build_agent(env.spec)
+            recorded = json.loads((Path(resume) / "config.json").read_text()).get("sources", []) if resume else []
+            description = describe_replay(experiment, env.spec)
+            past = open_sources(experiment.replay_from, experiment.agent.batch_size, description, recorded)
+            first = jax.process_index() == 0
+            directory = Path(resume) if resume else new_directory(experiment) if first else Path(str(experiment.out))
+            on_device = loop_on_device(experiment, env)
+            rings = make_rings(experiment, env.spec, sharding=everywhere(mesh)) if on_device else None
+            run = Run(experiment, directory, env, agent, past, quiet or not first, stack, rings, mesh=mesh)
+            run.trace(profile)
+            if first:
+                run.start(resume is not None)
+        with all_or_none():  # the other processes read what the first one leaves
+            if not first:
+                run.start(resume is not None)
         return run.train()
 
 
@@ -163,6 +180,7 @@ def train_on_device(
         first.agent,
         first.sampler,
         sharding,
+        first.mesh,
     )
     return _train_in(loop, runs)
 
@@ -216,19 +234,28 @@ class Run:
         stack: ExitStack,
         rings: Rings | None = None,
         place: int = 0,
+        mesh: Mesh | None = None,
     ) -> None:
-        """rings, place: where the replay is if the loop runs on the device."""
+        """rings, place: where the replay is if the loop runs on the device; mesh: of the devices that share every batch.
+
+        Of several processes the first writes `directory`; the others read there, and write to a temporary folder.
+        """
         self.experiment, self.directory, self.env, self.agent, self.past = experiment, directory, env, agent, past
         self.keys = streams(experiment.seed)
         self.sampler = self._sampler()
         self.acting = bind_interventions(experiment, agent, self.keys)
-        self.compiled = compile_functions(experiment, env.spec, agent, self.sampler, self.acting)
+        self.mesh, self.everywhere = mesh, everywhere(mesh)
+        self.spans = jax.process_count() > 1  # several processes, all of which do the same
+        self.writes = jax.process_index() == 0
+        self.output = directory if self.writes else Path(stack.enter_context(TemporaryDirectory(prefix="resprout-")))
+        self.compiled = compile_functions(experiment, env.spec, agent, self.sampler, self.acting, mesh)
         self.exploit = exploit_function(agent.exploit)
         self.rings, self.place = rings, place
         self.evaluation_env: Env | None = None
         self.stack = stack
         self.quiet = quiet
         self.received: int | None = None  # the number of a signal
+        self.stopping: int | None = None  # that of any process
         self.saved_step = -1  # agent step of the newest checkpoint
         self.saved_transitions = 0  # those in files
         # Transitions to a file where all are kept: none may be overwritten before, and a step writes this many at most.
@@ -249,7 +276,12 @@ class Run:
         if gradient_steps < 0:
             raise ExperimentError(f"profile must not be negative, not {gradient_steps}")
         if gradient_steps:
-            self.profile = Profile(self.directory / "profile", gradient_steps, self.say)
+            self.profile = Profile(self.output / "profile", gradient_steps, self.say)
+
+    @property
+    def shared_by(self) -> int:
+        """How many devices share a batch."""
+        return self.mesh.size if self.mesh else 1
 
     # Starting and resuming
 
@@ -275,26 +307,30 @@ class Run:
         storage: Replay = self._storage() if self.rings is None else self.rings[self.place]
         if self.rings is not None:
             self.say(check_memory(experiment, spec, self.rings))
+        dormant = no_dormant(self.agent, state, batch) if experiment.diagnose_every else None
         return Training(
             env=self.env,
             storage=storage,
             observation=None,
-            agent=state,
-            sampler=jax.jit(self.sampler.init)(self.keys["sampler"]),
-            totals=Totals.zeros(tuple(sorted(metrics))),
+            agent=placed(self.everywhere, state),
+            sampler=placed(self.everywhere, jax.jit(self.sampler.init)(self.keys["sampler"])),
+            totals=self._zeros(tuple(sorted(metrics))),
             episodes=Episodes(spec.num_envs),
             past=tuple(past.replay for past in self.past),
             ratio=fraction(experiment.ratio),
-            memories=memories,
-            effects=[Totals.zeros(tuple(sorted(names))) for names in effects],
+            memories=placed(self.everywhere, memories),
+            effects=[self._zeros(tuple(sorted(names))) for names in effects],
             refitting=Refitting(self.agent.refit) if self.agent.refit else None,
-            dormant=no_dormant(self.agent, state, batch) if experiment.diagnose_every else None,
+            dormant=placed(self.everywhere, dormant),
         )
+
+    def _zeros(self, names: tuple[str, ...]) -> Totals:
+        return placed(self.everywhere, Totals.zeros(names))
 
     def _storage(self) -> Storage:
         experiment, spec = self.experiment, self.env.spec
         try:
-            frames = place_frames(experiment, spec)
+            frames = place_frames(experiment, spec, self.mesh)
             self.say(check_memory(experiment, spec, frames))
             arguments = replay_arguments(experiment, spec)
             return Storage(experiment.agent.capacity, count_draws=experiment.count_draws, frames=frames, **arguments)
@@ -317,9 +353,12 @@ class Run:
         t.observation = self.env.reset(seed_from(self.keys["environment"], t.agent_step))
         t.storage.begin(t.observation)
 
+    def start(self, resume: bool) -> None:
+        self.resume() if resume else self.begin()
+
     def begin(self) -> None:
         self.training = self.fresh()
-        self.directory.mkdir(parents=True, exist_ok=True)
+        self.output.mkdir(parents=True, exist_ok=True)
         self._lock()
         self._write_config()
         self.restart_environments()
@@ -333,12 +372,14 @@ class Run:
         for name, now in self._versions().items():
             if saved["versions"].get(name) != now:
                 self.say(f"{name} was {saved['versions'].get(name)} and is {now}: the run may differ from here on")
+        if (before := saved.get("shared_by", 1)) != self.shared_by:
+            self.say(f"devices were {before} and are {self.shared_by}: the run may round otherwise from here on")
         self.training = self.fresh()
         checkpoints = self.directory / "checkpoints"
         if not any(checkpoints.glob("[0-9]*")):
             self.say(f"{self.directory} has no checkpoint yet: starting from the beginning")
-            for folder in (checkpoints, self.directory / "replay"):  # of a first checkpoint cut short
-                shutil.rmtree(folder, ignore_errors=True)
+            for name in ("checkpoints", "replay"):  # of a first checkpoint cut short
+                shutil.rmtree(self.output / name, ignore_errors=True)
             self._write_config()
             self.restart_environments()
             self._open(metrics_bytes=0)
@@ -348,6 +389,8 @@ class Run:
             self.say(line)
         snapshot, metrics_bytes = checkpoint.restore(path, self.training)
         t = self.training
+        for part in checkpoint.DEVICE_PARTS:
+            setattr(t, part, placed(self.everywhere, getattr(t, part)))
         self.saved_step, self.saved_transitions = t.agent_step, t.storage.written
         summary = self.directory / "summary.json"  # missing if the run was stopped in its last evaluation
         beyond = t.agent_step - self.experiment.steps
@@ -364,7 +407,7 @@ class Run:
 
     def _lock(self) -> None:
         """Keep every other process out of the directory for as long as this run lasts."""
-        lock = self.stack.enter_context((self.directory / ".lock").open("w"))
+        lock = self.stack.enter_context((self.output / ".lock").open("w"))
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -375,10 +418,10 @@ class Run:
         return {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
 
     def _open(self, metrics_bytes: int) -> None:
-        path = self.directory / "metrics.jsonl"
+        path = self.output / "metrics.jsonl"
         self.metrics = self.stack.enter_context(closing(MetricsFile(path, metrics_bytes)))
-        config = self.experiment.to_json()
-        self.tracker = self.stack.enter_context(closing(Tracker(self.experiment.track, self.directory, config)))
+        config, track = self.experiment.to_json(), self.experiment.track if self.writes else None
+        self.tracker = self.stack.enter_context(closing(Tracker(track, self.output, config)))
 
     def _write_config(self) -> None:
         config = {
@@ -388,11 +431,12 @@ class Run:
             "versions": self._versions(),
             "sources": [past.to_json() for past in self.past],
             "devices": [str(device) for device in jax.devices()],
+            "shared_by": self.shared_by,
             "git_commit": _git_commit(),
         }
-        checkpoint.write_atomically(self.directory / "config.json", json.dumps(config, indent=2))
+        checkpoint.write_atomically(self.output / "config.json", json.dumps(config, indent=2))
         if self.experiment.save_replay:
-            replay = self.directory / "replay"
+            replay = self.output / "replay"
             replay.mkdir(exist_ok=True)
             description = describe_replay(self.experiment, self.env.spec).to_json()
             checkpoint.write_atomically(replay / DESCRIPTION, json.dumps(description, indent=2))
@@ -421,11 +465,11 @@ class Run:
 
     def stop_if_interrupted(self) -> None:
         """Interrupted, after a checkpoint, if a signal came."""
-        if self.received is not None:
+        if self.stop is not None:
             self.save()
-            plot_curve(self.directory)
-            plot_causal_weights(self.directory)
-            raise Interrupted(self.received, self.directory)
+            plot_curve(self.output)
+            plot_causal_weights(self.output)
+            raise Interrupted(self.stop, self.directory)
 
     def finish(self) -> Result:
         """The last line, evaluation and summary of a run that has taken all its steps."""
@@ -476,12 +520,20 @@ class Run:
                 self.evaluate()
         if experiment.save_replay and t.storage.written - self.saved_transitions >= self.segment:
             with self.speed.excluded(), self._writing("replay"):
-                checkpoint.save_transitions(self.directory / "replay", t.storage)
+                if self.writes:
+                    checkpoint.save_transitions(self.directory / "replay", t.storage)
                 self.saved_transitions = t.storage.written
         if self._due(experiment.checkpoint_every):
             with self.speed.excluded():
                 self.save()
-        return self.received is not None
+        if self.spans and self._due(experiment.log_every):
+            self.stopping = agreed(self.received)
+        return self.stop is not None
+
+    @property
+    def stop(self) -> int | None:
+        """The number of a signal to stop at; of several processes, once all know of it."""
+        return self.stopping if self.spans else self.received
 
     def _control(self) -> None:
         """Let an intervention set the replay ratio, where one does and it is time to."""
@@ -501,6 +553,8 @@ class Run:
             assert isinstance(t.storage, Storage)
             starts = self._due(t.refitting.refit.every)
             t.agent, described = t.refitting.step(t.agent, t.storage, t.agent_step, starts)
+            if described:
+                t.agent = placed(self.everywhere, t.agent)
             for values in described:
                 self._write(values)
 
@@ -516,8 +570,8 @@ class Run:
             line |= {f"{label}/{name}": value for name, value in effects.means().items()}  # of one event, the mean
         if self.experiment.on_nan == "skip":
             line["updates/skipped"] = t.totals.skipped
-        t.totals = Totals.zeros(t.totals.names)
-        t.effects = [Totals.zeros(effects.names) for effects in t.effects]
+        t.totals = self._zeros(t.totals.names)
+        t.effects = [self._zeros(effects.names) for effects in t.effects]
         self._write(line)
 
     def _write(self, values: dict[str, Any]) -> None:
@@ -533,8 +587,9 @@ class Run:
         t = self.training
         generator = self.compiled.generator("diagnostics", t.gradient_step)
         columns = t.storage.draw(PROBE + self.experiment.agent.batch_size, generator)
+        agent, dormant = alone(self.mesh, (t.agent, t.dormant))
         values, t.dormant = self.compiled.diagnose(
-            t.agent, t.dormant, self.keys["agent"], columns, np.int32(t.gradient_step)
+            agent, dormant, self.keys["agent"], alone(self.mesh, columns), np.int32(t.gradient_step)
         )
         self._write({name: float(value) for name, value in jax.device_get(values).items()})
 
@@ -544,7 +599,8 @@ class Run:
             env = make_env(self.experiment, training=False, num_envs=min(episodes, EVALUATION_ENVS))
             self.evaluation_env = self.stack.enter_context(closing(env))
         seed = seed_from(self.keys["evaluation"], self.training.agent_step)
-        result = evaluate(self.exploit, self.training.agent, self.evaluation_env, episodes, seed)
+        agent = alone(self.mesh, self.training.agent)
+        result = evaluate(self.exploit, agent, self.evaluation_env, episodes, seed)
         spread = float(np.std(result.returns))
         self._write({"eval/return": result.mean, "eval/return_std": spread, "eval/episodes": episodes})
         return result
@@ -562,8 +618,9 @@ class Run:
             t.episodes.abandon()
             self.restart_environments()
         with self._writing("checkpoint"):
-            length = self.metrics.length()
-            checkpoint.save(self.directory / "checkpoints", t, snapshot, self.experiment.keep_checkpoints, length)
+            if self.writes:
+                folder, length = self.directory / "checkpoints", self.metrics.length()
+                checkpoint.save(folder, t, snapshot, self.experiment.keep_checkpoints, length)
         self.saved_step, self.saved_transitions = t.agent_step, t.storage.written
 
     @contextmanager
@@ -607,9 +664,9 @@ class Run:
             summary["lifetime_draws"] = draw_statistics(t.storage.lifetime_draws)
         text = json.dumps({key: plain(value) for key, value in summary.items()}, indent=2)
         with self._writing("summary"):
-            checkpoint.write_atomically(self.directory / "summary.json", text)
-        plot_causal_weights(self.directory)
-        return Result(self.directory, t.agent, evaluation, steps_per_second, plot_curve(self.directory), summary)
+            checkpoint.write_atomically(self.output / "summary.json", text)
+        plot_causal_weights(self.output)
+        return Result(self.directory, t.agent, evaluation, steps_per_second, plot_curve(self.output), summary)
 
     @contextmanager
     def signals(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Literal
@@ -23,11 +23,11 @@ import numpy as np
 
 from . import checkpoint
 from .batched_loop import why_apart
-from .device_loop import over_devices
 from .experiment import Experiment, ExperimentError
 from .metrics import ProgressDisplay, Tracker, plot_seeds
 from .placement import check_memory, describe_replay, lacks_memory, loop_on_device, make_rings
 from .process import prepare_process
+from .processes import ALONE, Processes
 from .run import (
     Interrupted,
     Run,
@@ -37,6 +37,7 @@ from .run import (
     train_batched,
     train_on_device,
 )
+from .sharing import share_seeds
 from .sources import open_sources
 
 Mode = Literal["auto", "vmap", "processes"]
@@ -63,6 +64,7 @@ def train_seeds(
     resume: bool = False,
     quiet: bool = False,
     profile: int = 0,
+    processes: Processes = ALONE,
 ) -> Path:
     """Train `experiment` with every one of `seeds`; the directory of all, with one of each seed in it.
 
@@ -72,6 +74,8 @@ def train_seeds(
     devices: that share the seeds of a loop on the device equally in mode vmap; None for all there are.
     resume: go on in `experiment.out`, where seeds that are finished stay as they are.
     profile: gradient steps to trace in mode vmap, into the run directory of the first seed (`Profile`); 0 for none.
+    processes: that share the seeds by turns. Seeds have nothing to tell each other, so they meet once, to begin, and the
+        last to finish draws the curve.
 
     Everything that can be wrong is found before anything is created. Interrupted and TrainingStopped as of `train`.
     """
@@ -80,13 +84,26 @@ def train_seeds(
     chosen = _mode(experiment, mode, devices)
     if profile and chosen == "processes":
         raise ExperimentError("--profile traces seeds of one process: add --seeds-mode vmap, or leave out --seeds")
-    out = Path(str(experiment.out)) if resume else _new_directory(experiment, seeds)
-    each = [dataclasses.replace(experiment, seed=seed, out=str(out / f"s{seed}")) for seed in seeds]
+    out = Path(str(experiment.out)) if resume or processes.index else _new_directory(experiment, seeds)
+    all_seeds = [dataclasses.replace(experiment, seed=seed, out=str(out / f"s{seed}")) for seed in seeds]
+    each = all_seeds[processes.index :: processes.count]
+    if not each:
+        raise ExperimentError(f"{len(seeds)} seeds are too few for {processes.count} processes")
+    if not resume and any(_begun(own) for own in each):
+        raise ExperimentError(f"{out} has these seeds already; go on with --resume {out}, or give another --out")
+    processes.meet()
+
+    def begin() -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        if processes.index == 0:
+            _note(out, all_seeds)
+
     if chosen == "vmap":
-        _train_together(each, out, len(jax.local_devices()) if devices is None else devices, quiet, profile)
+        _train_together(each, out, devices, quiet, profile, begin)
     else:
-        _train_apart(each, out, quiet)
-    plot_seeds(out, [Path(str(own.out)) for own in each])
+        _train_apart(each, out, quiet, begin)
+    if all(_is_finished(own) for own in all_seeds):
+        plot_seeds(out, [Path(str(own.out)) for own in all_seeds])
     return out
 
 
@@ -121,7 +138,6 @@ def _new_directory(experiment: Experiment, seeds: Sequence[int]) -> Path:
 
 
 def _note(out: Path, each: Sequence[Experiment]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     checkpoint.write_atomically(out / "seeds.json", json.dumps({"seeds": [own.seed for own in each]}))
 
 
@@ -138,8 +154,15 @@ def _begun(experiment: Experiment) -> bool:
 # In one loop
 
 
-def _train_together(each: Sequence[Experiment], out: Path, devices: int, quiet: bool, profile: int) -> None:
-    sharding = over_devices(len(each), devices)
+def _train_together(
+    each: Sequence[Experiment],
+    out: Path,
+    devices: int | None,
+    quiet: bool,
+    profile: int,
+    begin: Callable[[], None],
+) -> None:
+    sharding = share_seeds(len(each), devices)
     first = each[0]
     with ExitStack() as stack:
         envs = [stack.enter_context(closing(make_env(own, training=True, num_envs=own.num_envs))) for own in each]
@@ -148,7 +171,7 @@ def _train_together(each: Sequence[Experiment], out: Path, devices: int, quiet: 
         on_device = loop_on_device(first, envs[0])
         if not on_device:
             check_memory(first, spec, seeds=len(each))
-        elif lacking := lacks_memory(first, spec, len(each) // devices):
+        elif lacking := lacks_memory(first, spec, len(each) // (sharding.num_devices if sharding else 1)):
             raise ExperimentError(f"{len(each)} seeds: {lacking}; lower --agent.capacity")
         config = Path(str(first.out), "config.json")
         recorded = json.loads(config.read_text()).get("sources", []) if _begun(first) else []
@@ -162,12 +185,9 @@ def _train_together(each: Sequence[Experiment], out: Path, devices: int, quiet: 
             run.share_compiled(runs[0])
         runs[0].trace(profile)
         for index, (own, run) in enumerate(zip(each, runs, strict=True)):
-            if _begun(own):
-                run.resume()
-            else:
-                run.begin()
+            run.start(resume=_begun(own))
             if index == 0:
-                _note(out, each)
+                begin()
         steps = {run.training.agent_step for run in runs}
         if len(steps) > 1:
             raise ExperimentError(
@@ -183,7 +203,7 @@ def _train_together(each: Sequence[Experiment], out: Path, devices: int, quiet: 
 # In processes
 
 
-def _train_apart(each: Sequence[Experiment], out: Path, quiet: bool) -> None:
+def _train_apart(each: Sequence[Experiment], out: Path, quiet: bool, begin: Callable[[], None]) -> None:
     for own in each:
         Experiment.from_json(own.to_json())  # says what cannot be handed to another process
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None] * (os.cpu_count() or 1)
@@ -191,7 +211,7 @@ def _train_apart(each: Sequence[Experiment], out: Path, quiet: bool) -> None:
     running: dict[int, tuple[Experiment, subprocess.Popen[bytes]]] = {}  # by place: which core
     failed: list[Experiment] = []
     received: list[int] = []
-    _note(out, each)
+    begin()
 
     def say(message: str) -> None:
         ProgressDisplay(0, 0, quiet).say(message)
