@@ -222,15 +222,37 @@ def test_flags_that_contradict(
     assert not out.exists()
 
 
+def two_curves(out: Path) -> list[Path]:
+    """The directories of two seeds in `out`."""
+    for index, points in enumerate(([(0, 1.0), (20, 3.0)], [(10, 4.0), (30, 8.0)])):
+        (out / f"s{index}").mkdir()
+        (out / f"s{index}" / "config.json").write_text('{"experiment": {"env": "e", "agent": {"name": "a"}}}')
+        lines = "".join(json.dumps({"step": step, "eval/return": value}) + "\n" for step, value in points)
+        (out / f"s{index}" / "metrics.jsonl").write_text(lines)
+    return [out / "s0", out / "s1"]
+
+
+def test_two_processes_may_draw_a_curve_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    save, each = Figure.savefig, two_curves(tmp_path)
+
+    def meanwhile(self: Any, *arguments: Any) -> None:
+        save(self, *arguments)
+        monkeypatch.setattr(Figure, "savefig", save)
+        plot_seeds(tmp_path, each)
+
+    monkeypatch.setattr(Figure, "savefig", meanwhile)
+    assert plot_seeds(tmp_path, each) == tmp_path / "curve.png"
+    assert {path.name for path in tmp_path.iterdir()} == {"s0", "s1", "curve.png"}
+
+
 def test_a_curve_of_seeds_covers_what_all_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Values in between are interpolated: seeds end episodes at different steps."""
-    drawn: list[Any] = []
-    for index, points in enumerate(([(0, 1.0), (20, 3.0)], [(10, 4.0), (30, 8.0)])):
-        (tmp_path / f"s{index}").mkdir()
-        (tmp_path / f"s{index}" / "config.json").write_text('{"experiment": {"env": "e", "agent": {"name": "a"}}}')
-        lines = "".join(json.dumps({"step": step, "eval/return": value}) + "\n" for step, value in points)
-        (tmp_path / f"s{index}" / "metrics.jsonl").write_text(lines)
     from matplotlib.axes import Axes
+
+    drawn: list[Any] = []
+    each = two_curves(tmp_path)
 
     fill = Axes.fill_between
 
@@ -239,7 +261,7 @@ def test_a_curve_of_seeds_covers_what_all_have(tmp_path: Path, monkeypatch: pyte
         return fill(self, *arguments, **options)
 
     monkeypatch.setattr(Axes, "fill_between", watched)
-    assert plot_seeds(tmp_path, [tmp_path / "s0", tmp_path / "s1"]) == tmp_path / "curve.png"
+    assert plot_seeds(tmp_path, each) == tmp_path / "curve.png"
     assert drawn == [[10, 20], [2.0, 3.0], [4.0, 6.0]]
     (tmp_path / "s1" / "metrics.jsonl").write_text("")
-    assert plot_seeds(tmp_path, [tmp_path / "s0", tmp_path / "s1"]) is None
+    assert plot_seeds(tmp_path, each) is None

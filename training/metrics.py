@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -321,6 +322,6 @@ def _drawing(run: Path, path: Path, ylabel: str) -> Iterator[Any]:
     axes.set(xlabel="agent steps", ylabel=ylabel, title=f"{config['agent']['name']} on {config['env']}")
     axes.legend(frameon=False, ncols=1 + len(axes.lines) // 12)
     axes.grid(alpha=0.3)
-    temporary = path.with_suffix(".tmp.png")
+    temporary = path.with_suffix(f".{uuid.uuid4().hex}.png")  # another process may draw the same
     figure.savefig(temporary)
     temporary.replace(path)
