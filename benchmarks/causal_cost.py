@@ -1,12 +1,15 @@
-"""What ACE's causal weights cost: seconds of a fit, and steps per second of a run.
+"""What ACE's causal weights cost: seconds of a fit and of an update, and steps per second of a run.
 
 python -m resprout.benchmarks.causal_cost fit
+python -m resprout.benchmarks.causal_cost update --repeats 15
 python -m resprout.benchmarks.causal_cost run --repeats 5
 
 fit: on transitions of uniformly random actions, as the first fit of a run is; the median of the repeats and their range.
 run: pairs of runs in processes of their own, SAC and ACE with SAC's networks, batches and delays and without resets, so that
 the weighted density and the fits are what is left. Speed is agent steps per second over 10,000 agent steps with learning, among
 which one fit starts and enters.
+update: gradient steps of the same two on one batch, by turns within one process: what pairs of runs cannot see where a
+machine's speed wanders. The fit is beside training, so the update is what is left of the cost.
 """
 
 import argparse
@@ -17,21 +20,28 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 from numpy.typing import NDArray
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from ..agents import ACE
+from ..agents import ACE, SAC
 from ..agents.causal import CONSTANT, causal_weights
-from ..envs import make
+from ..envs import EnvSpec, make
+from ..training.compiled import compiler_options
+from ..training.process import prepare_process
+from .peers import random_batch
 
 FIT_ENVS = ("mujoco/HalfCheetah-v4", "metaworld/hammer", "dmc/dog-run", "mujoco/Humanoid-v4")
 NUM_ENVS = 10
+TURN = 100  # gradient steps
 WARM_UP = 1_000  # agent steps after the warm-up that are not timed: by then everything is compiled
 NETWORKS = ("--agent.hidden", "256", "256", "--agent.batch-size", "256")
 SAME = ("--agent.target-update-interval", "1", "--agent.no-separate-heads", "--agent.activation", "relu")
@@ -40,13 +50,15 @@ SAME = ("--agent.target-update-interval", "1", "--agent.no-separate-heads", "--a
 def main() -> None:
     """Command line of this module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("fit", "run"))
-    parser.add_argument("--repeats", type=int, default=5, help="fits, or pairs of runs, for each environment")
+    parser.add_argument("what", choices=("fit", "update", "run"))
+    parser.add_argument("--repeats", type=int, default=5, help="fits, or pairs of turns or runs, for each environment")
     parser.add_argument("--envs", nargs="+", help="other environments")
     parser.add_argument("--mode", default="sink", choices=("sink", "full"), help="of the fits")
     asked = parser.parse_args()
     if asked.what == "fit":
         fit_table(asked.envs or FIT_ENVS, asked.mode, asked.repeats)
+    elif asked.what == "update":
+        update_table(asked.envs or FIT_ENVS[:1], asked.repeats)
     else:
         run_table(asked.envs or FIT_ENVS[:1], asked.repeats)
 
@@ -86,6 +98,46 @@ def transitions(env_id: str, rows: int) -> tuple[NDArray[np.float32], NDArray[np
             observation = step.observation
     states, actions, rewards = (np.concatenate(parts) for parts in zip(*columns, strict=True))
     return states, actions, rewards
+
+
+def update_table(envs: list[str] | tuple[str, ...], repeats: int) -> None:
+    prepare_process()
+    table = Table(title=f"milliseconds of an update, medians of {repeats} pairs of turns", box=SIMPLE)
+    for heading in ("environment", "SAC", "ACE", "ACE / SAC", "range"):
+        table.add_column(heading, justify="left" if heading == "environment" else "right")
+    agents: tuple[Any, ...] = (
+        SAC(initialiser="xavier"),
+        ACE(hidden=(256, 256), batch_size=256, target_update_interval=1, separate_heads=False, activation="relu"),
+    )
+    for env_id in envs:
+        with closing(make(env_id)) as env:
+            turns = [turn(agent, env.spec) for agent in agents]
+        for each in turns:
+            each()
+        pairs = [(turns[0](), turns[1]()) for _ in range(repeats)]
+        ratios = [ace / sac for sac, ace in pairs]
+        sac, ace = (1_000 * statistics.median(seconds) for seconds in zip(*pairs, strict=True))
+        span = f"{min(ratios):.3f} to {max(ratios):.3f}"
+        table.add_row(env_id, f"{sac:.2f}", f"{ace:.2f}", f"{statistics.median(ratios):.3f}", span)
+    Console(width=100).print(table)
+
+
+def turn(config: Any, spec: EnvSpec) -> Callable[[], float]:
+    """Seconds of an update, the mean over some, each time it is called."""
+    agent, key = config.build(spec), jax.random.key(0)
+    update = jax.jit(agent.update, donate_argnums=0, compiler_options=compiler_options(spec))
+    batch = random_batch(spec, config.batch_size)
+    state = jax.jit(agent.init)(key)
+
+    def run() -> float:
+        nonlocal state
+        started = time.perf_counter()
+        for _ in range(TURN):
+            state, metrics, _ = update(state, batch, key)
+        jax.block_until_ready((state, metrics))
+        return (time.perf_counter() - started) / TURN
+
+    return run
 
 
 def run_table(envs: list[str] | tuple[str, ...], repeats: int) -> None:
