@@ -49,6 +49,7 @@ Torso = Literal["auto", "nature", "impala", "minatar", "mlp"]
 Padding = Literal["same", "valid"]
 Optimizer = Literal["adam", "rmsprop"]
 
+GRID = 16  # pixels; a smaller image is a grid of cells
 # Units after a torso: Dopamine (nature, impala), Young & Tian 2019 (minatar), our choice (mlp; Dopamine has 512, 512)
 TORSO_HIDDEN = {"nature": (512,), "impala": (512,), "minatar": (128,), "mlp": (256, 256)}
 IMAGE_TORSOS = ("nature", "impala")
@@ -71,7 +72,7 @@ class DQN:
     atoms: int = 51  # of the distribution's support; Bellemare et al. (2017)
     v_min: float = -10.0  # lowest return of the support
     v_max: float = 10.0  # highest return of the support
-    torso: Torso = "auto"  # auto: vectors mlp, images below 36 pixels minatar, others nature
+    torso: Torso = "auto"  # auto: vectors mlp, images below 16 pixels minatar, others nature
     padding: Padding = "same"  # of the Nature convolutions: same (Dopamine) or valid (Mnih et al.)
     width: float = 1.0  # multiplies every layer's units, rounded up
     activation: str = "relu"  # of hidden layers, a name in activations.py with its fields: "helu:alpha=0.1"
@@ -184,7 +185,7 @@ def automatic_torso(spec: Spec) -> Torso:
     """The torso that `auto` stands for."""
     if len(spec.observation_shape) != 3:
         return "mlp"
-    return "minatar" if max(spec.observation_shape[:2]) < NATURE_MIN_SIZE else "nature"
+    return "minatar" if max(spec.observation_shape[:2]) < GRID else "nature"
 
 
 def td_error(

@@ -587,6 +587,7 @@ def test_what_an_environment_cannot_have_is_refused(config, space, message):
         (Space("atari/Pong", (84, 84, 4)), {"conv_0", "conv_1", "conv_2"}, (7744, 512)),
         (Space("gym/Small", (32, 32, 3)), {"conv_0", "conv_1", "conv_2"}, (1024, 512)),
         (Space("minatar/Breakout", (10, 10, 4)), {"conv_0"}, (1024, 128)),
+        (Space("changing/minatar-cycle", (10, 10, 6)), {"conv_0"}, (1024, 128)),
         (Space("gym/Vector", (5,)), set(), (5, 256)),
     ],
 )
