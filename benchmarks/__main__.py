@@ -12,7 +12,7 @@ from ..training.__main__ import OneLineParser, UsageError, first_line
 from ..training.specs import nearest
 from . import draw_counts, ray_
 from .compare import compare
-from .results import RESULTS, add, paths, read_finished, read_rows
+from .results_ import RESULTS, add, paths, read_finished, read_rows
 from .runner import is_finished, run_all, runs
 from .sheet import Sheet
 from .suites import SUITES, Suite

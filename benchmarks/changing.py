@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..envs.changing_ import parse
-from .results import Point
+from .results_ import Point
 from .sheet import Sheet, cells, verdict
 from .stats import Array, differences, stratified_interval
 

@@ -12,7 +12,7 @@ import numpy as np
 from ..training.checkpoint import write_atomically
 from .changing import changing_sheets, turns_of
 from .plots import Curve, Look, curves_svg, intervals_svg, looks, profiles_svg
-from .results import RETURNS, Point, Row
+from .results_ import RETURNS, Point, Row
 from .runner import run_directory
 from .sheet import Sheet, cells
 from .stats import LEVEL, differences, mean, performance_profile, stratified_interval

@@ -10,7 +10,7 @@ from ..interventions import METHODS
 from ..training import PRESETS, Experiment
 from ..training.presets import ACE_RESET, CLEANRL_C51, CLEANRL_DQN, DRQ_EPS, LAP_DDQN, REDO_CODE
 from .published_ import Column
-from .results import POINTS
+from .results_ import POINTS
 
 Budget = Literal["laptop", "paper"]
 Arms = dict[str, Experiment[Any]]

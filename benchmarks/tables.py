@@ -11,7 +11,7 @@ import numpy as np
 from ..training import Experiment
 from .changing import areas, changing_sheets, turns_of
 from .published_ import Column, Published, all_mismatches, normalised
-from .results import Point, Row, paths, read_curves, read_finished, read_rows
+from .results_ import Point, Row, paths, read_curves, read_finished, read_rows
 from .sheet import Sheet, cells, spread, verdict
 from .stats import (
     Array,

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from resprout.benchmarks import changing, report, results, runner, tables
+from resprout.benchmarks import changing, report, runner, tables
+from resprout.benchmarks import results_ as results
 from resprout.benchmarks.suites import SUITES
 from resprout.training.__main__ import dispatch
 

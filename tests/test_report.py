@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from resprout.benchmarks import plots
-from resprout.benchmarks.results import Point, Row, paths, write_curves, write_rows
+from resprout.benchmarks.results_ import Point, Row, paths, write_curves, write_rows
 from resprout.benchmarks.suites import SUITES
 from resprout.benchmarks.tables import ours
 from resprout.training import __main__ as command_line

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from resprout.agents import DQN
 from resprout.benchmarks import __main__ as bench_command
-from resprout.benchmarks import results, tables
+from resprout.benchmarks import results_ as results
+from resprout.benchmarks import tables
 from resprout.benchmarks.compare import compare
 from resprout.benchmarks.published_ import Column
 from resprout.benchmarks.runner import run_directory
