@@ -15,8 +15,8 @@ from .compare import compare
 from .results_ import RESULTS, add, paths, read_finished, read_rows
 from .runner import is_finished, run_all, runs
 from .sheet import Sheet
-from .suites import SUITES, Suite
-from .tables import check_comparable, check_rows, gather, gather_points, rows_sheet, sheets
+from .suites import SUITES
+from .tables import check_comparable, check_rows, gather, rows_sheet, sheets
 
 SIMULATIONS = {"errr-counts": "Fujita (2025), arXiv 2503.02269: draws of a transition over its life, all samplers"}
 USAGE = """\
@@ -111,7 +111,7 @@ def run_suite(name: str, flags: list[str], console: Console) -> int:
     if failures:
         return 1
     try:
-        print_sheets(all_sheets(name, suite, asked.out, None), console)
+        print_sheets(sheets(suite, *gather(name, suite, asked.out, None)), console)
     except ValueError as problem:  # all runs are done; they cannot be summed up beside those that were there before
         console.print(f"no table: {problem}", markup=False)
     return 0
@@ -129,15 +129,9 @@ def table_of_suite(name: str, flags: list[str], console: Console) -> int:
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--rows", action="store_true", help="directory, digest and commit of every run instead")
     asked = parser.parse_args(flags)
-    source = where_from(name, asked)
-    made = [rows_sheet(gather(name, suite, *source))] if asked.rows else all_sheets(name, suite, *source)
-    print_sheets(made, console, asked.markdown)
+    rows, points = gather(name, suite, *where_from(name, asked))
+    print_sheets([rows_sheet(rows)] if asked.rows else sheets(suite, rows, points), console, asked.markdown)
     return 0
-
-
-def all_sheets(name: str, suite: Suite, out: Path | None, results: Path | None) -> list[Sheet]:
-    rows = gather(name, suite, out, results)
-    return sheets(suite, rows, gather_points(name, suite, rows, out, results))
 
 
 def report_of_suite(name: str, flags: list[str], console: Console) -> int:

@@ -1,6 +1,6 @@
 """What suites of changing tasks measure: the return on each task in its turn, the gap to a fresh network, recovery.
 
-All from the mean return of the episodes that ended in equal parts of a run (`results.Point`), a whole number of parts to a
+All from the mean return of the episodes that ended in equal parts of a run (`results_.Point`), a whole number of parts to a
 turn. The area under the curve of a turn is the mean over its parts, in units of return.
 """
 

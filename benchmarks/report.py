@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from ..training.checkpoint import write_atomically
-from .changing import changing_sheets, turns_of
 from .plots import Curve, Look, curves_svg, intervals_svg, looks, profiles_svg
 from .results_ import RETURNS, Point, Row
 from .runner import run_directory
@@ -25,12 +24,12 @@ from .tables import (
     arrays,
     differences_sheet,
     gather,
-    gather_points,
     ours,
     published_sheets,
     returns_of,
     rows_sheet,
     to_scores,
+    turn_sheets,
 )
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -45,8 +44,7 @@ def write_report(path: Path, name: str, suite: Suite, source: str, out: Path | N
 
     out, results: run directories and a folder of results, either or both. ValueError, in one line, where there is nothing.
     """
-    rows = gather(name, suite, out, results)
-    points = gather_points(name, suite, rows, out, results)
+    rows, points = gather(name, suite, out, results)
     page = TEMPLATE.read_text().replace("@title@", escape(f"{name} · resprout"))
     write_atomically(path, page.replace("@body@", body(name, suite, source, rows, points, out)))
 
@@ -60,7 +58,7 @@ def body(name: str, suite: Suite, source: str, rows: Sequence[Row], points: Sequ
     parts = {
         "Aggregate": aggregate(suite, returns, tasks, styles),
         "Tasks": by_task(suite, rows, returns, tasks),
-        "Changes of task": changes(suite, returns, points, tasks),
+        "Changes of task": "\n".join(map(table, turn_sheets(suite, returns, points, tasks))),
         "Published figures": published(suite, rows, returns, tasks),
         "Learning curves": learning(points, arms, tasks, styles),
         "Diagnostics": diagnostics(points, arms, tasks, styles),
@@ -186,14 +184,6 @@ def by_task(suite: Suite, rows: Sequence[Row], returns: Returns, tasks: Sequence
     if fewest < ENOUGH:
         notes.append(FEW)
     return html_table(columns, lines, tall=True) + "".join(f'<p class="note">{note}</p>' for note in notes)
-
-
-def changes(suite: Suite, returns: Returns, points: Sequence[Point], tasks: Sequence[str]) -> str:
-    """Returns by turn, gap and recovery; empty where tasks stay."""
-    if not suite.fresh:
-        return ""
-    made = changing_sheets(turns_of(points, tasks, suite.points), list(returns), tasks, suite.fresh)
-    return "\n".join(table(sheet) for sheet in made)
 
 
 def published(suite: Suite, rows: Sequence[Row], returns: Returns, tasks: Sequence[str]) -> str:

@@ -29,37 +29,31 @@ from .suites import Budget, Suite
 ENOUGH = 5  # runs of a task, below which FEW is said
 FEW = f"Intervals from fewer than {ENOUGH} runs of a task are too narrow."
 
-Returns = dict[
-    str, dict[str, dict[int, float]]
-]  # arm -> task -> seed -> mean return of the last evaluation, or while training
+# arm -> task -> seed -> mean return of the last evaluation, or while training
+Returns = dict[str, dict[str, dict[int, float]]]
 
 
 # What is finished
 
 
-def gather(name: str, suite: Suite, out: Path | None, results: Path | None) -> list[Row]:
-    """Rows of run directories and of a folder of results; a run that is in both counts once.
+def gather(name: str, suite: Suite, out: Path | None, results: Path | None) -> tuple[list[Row], list[Point]]:
+    """Rows and curves of run directories and of a folder of results; a run that is in both counts once, as the results have it.
 
     ValueError in one line where there are none, or where they are not to be compared.
     """
-    rows = {row.key: row for row in read_rows(paths(name, results)[0])} if results else {}
-    for row in read_finished(out, name, suite.arms, suite.points)[0] if out else ():
+    table, curves = paths(name, results) if results else (None, None)
+    rows = {row.key: row for row in read_rows(table)} if table else {}
+    points = read_curves(curves) if curves and curves.exists() else []
+    drawn = {point[:3] for point in points}
+    found, fresh = read_finished(out, name, suite.arms, suite.points) if out else ([], [])
+    for row in found:
         known = rows.setdefault(row.key, row)
         if known.digest != row.digest:
             raise ValueError(f"{row.directory} and {known.directory} are one arm, task and seed of two configurations")
     check_comparable(rows.values())
-    return sorted(rows.values())
-
-
-def gather_points(name: str, suite: Suite, rows: Iterable[Row], out: Path | None, results: Path | None) -> list[Point]:
-    """The curves of `rows`; those of a run that is in both are the results'."""
-    stored: list[Point] = []
-    if results and (curves := paths(name, results)[1]).exists():
-        stored = read_curves(curves)
-    known = {point[:3] for point in stored}
-    fresh = read_finished(out, name, suite.arms, suite.points)[1] if out else []
-    wanted = {row.key[1:] for row in rows}
-    return [point for point in [*stored, *(new for new in fresh if new[:3] not in known)] if point[:3] in wanted]
+    wanted = {row.key[1:] for row in rows.values()}
+    points += [point for point in fresh if point[:3] not in drawn]
+    return sorted(rows.values()), [point for point in points if point[:3] in wanted]
 
 
 def check_comparable(rows: Iterable[Row]) -> None:
@@ -163,10 +157,16 @@ def sheets(suite: Suite, rows: Sequence[Row], points: Sequence[Point]) -> list[S
         made = [arms_sheet(suite, scores, tasks, unit), *made]
         if pairs := differences_sheet(suite, scores, tasks):
             made.append(pairs)
-    if suite.fresh:
-        made += changing_sheets(turns_of(points, tasks, suite.points), list(returns), tasks, suite.fresh)
+    made += turn_sheets(suite, returns, points, tasks)
     experiments = {(row.arm, row.task): ours(suite, row) for row in rows}
     return made + published_sheets(suite, returns, scores, tasks, experiments)
+
+
+def turn_sheets(suite: Suite, returns: Returns, points: Sequence[Point], tasks: Sequence[str]) -> list[Sheet]:
+    """Returns by turn, gap to a fresh network and recovery; none where tasks stay."""
+    if suite.fresh is None:
+        return []
+    return changing_sheets(turns_of(points, tasks, suite.points), list(returns), tasks, suite.fresh)
 
 
 def ours(suite: Suite, row: Row, budget: Budget = "laptop") -> Experiment[Any]:

@@ -84,12 +84,8 @@ def test_a_suite_of_changing_tasks_end_to_end(tmp_path: Path) -> None:
     every = runner.runs(small, ["dqn", "fresh"], [short], [0, 1], steps, tmp_path / "out")
     console = Console(file=io.StringIO(), width=200)
     assert not runner.run_all(every, 2, False, console)
-    rows = tables.gather("changing", small, tmp_path / "out", None)
-
-    def points_of(rows: list[results.Row]) -> list[results.Point]:
-        return tables.gather_points("changing", small, rows, tmp_path / "out", None)
-
-    made = tables.sheets(small, rows, points_of(rows))
+    rows, points = tables.gather("changing", small, tmp_path / "out", None)
+    made = tables.sheets(small, rows, points)
     assert [sheet.title.partition(":")[0] for sheet in made] == [
         "Episodes of all turns",
         "Mean return of the runs, and standard deviation",
@@ -97,12 +93,11 @@ def test_a_suite_of_changing_tasks_end_to_end(tmp_path: Path) -> None:
         short,
         short,
     ]
-    page = report.body("changing", small, "", rows, points_of(rows), tmp_path / "out")
+    page = report.body("changing", small, "", rows, points, tmp_path / "out")
     assert "Changes of task" in page and "steps to recover" in page and "episodes of all turns" in page
     found, curves = results.read_finished(tmp_path / "out", "changing", small.arms, small.points)
     assert results.add(found, curves, "changing", tmp_path) == 4
-    again = tables.gather("changing", small, None, tmp_path)
-    kept = tables.sheets(small, again, tables.gather_points("changing", small, again, None, tmp_path))
+    kept = tables.sheets(small, *tables.gather("changing", small, None, tmp_path))
     assert [sheet.title for sheet in kept] == [sheet.title for sheet in made]
 
 

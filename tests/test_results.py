@@ -80,7 +80,7 @@ def sheets_of(suite, rows):
 
 
 def summed_up(out, suite=TINY, stored=None) -> str:
-    return rendered(sheets_of(suite, tables.gather("tiny", suite, out, stored)))
+    return rendered(tables.sheets(suite, *tables.gather("tiny", suite, out, stored)))
 
 
 # Rows and curves
@@ -277,7 +277,7 @@ def test_scores_are_relative_to_the_first_arm_that_has_every_task(finish, tmp_pa
     for seed, (on_first, on_second) in enumerate([(10.0, 4.0), (30.0, 4.0)]):
         finish("b", FIRST, seed, on_first)
         finish("b", SECOND, seed, on_second)
-    rows = tables.gather("tiny", TINY, tmp_path / "out", None)
+    rows, _ = tables.gather("tiny", TINY, tmp_path / "out", None)
     returns = tables.returns_of(TINY, rows, [])
     assert returns == {"a": {FIRST: {0: 50.0}, SECOND: {}}, "b": {FIRST: {0: 10.0, 1: 30.0}, SECOND: {0: 4.0, 1: 4.0}}}
     assert tables.scales(returns, TINY.tasks) == {FIRST: 20.0, SECOND: 4.0}
@@ -325,8 +325,8 @@ def test_run_directories_and_results_make_one_table(finish, tmp_path):
     directory = finish("a", FIRST, 0, 4.0)
     results.add([results.row_of(directory, "tiny", "a")], [], "tiny", tmp_path)
     finish("a", FIRST, 1, 6.0)
-    assert len(tables.gather("tiny", TINY, tmp_path / "out", tmp_path)) == 2
-    assert len(tables.gather("tiny", TINY, None, tmp_path)) == 1
+    assert len(tables.gather("tiny", TINY, tmp_path / "out", tmp_path)[0]) == 2
+    assert len(tables.gather("tiny", TINY, None, tmp_path)[0]) == 1
 
 
 def test_a_table_can_be_traced_and_written_as_markdown(tiny, finish, tmp_path, capsys):

@@ -198,7 +198,7 @@ def test_one_failure_stops_nothing_and_is_told(tmp_path):
     assert runner.is_finished(every[1])
     assert not (every[1].directory / "replay").exists()
     assert "FAILED" in console.file.getvalue()
-    assert [row.arm for row in tables.gather("tiny", broken, tmp_path, None)] == ["a"]
+    assert [row.arm for row in tables.gather("tiny", broken, tmp_path, None)[0]] == ["a"]
 
 
 COMMAND = [sys.executable, "-P", "-m", "resprout.training", "bench", "run", "errr-minatar"]
