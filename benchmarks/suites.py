@@ -616,13 +616,8 @@ def plasticity_grid_sac() -> Suite:
 
 
 PERIOD = 25_000  # agent steps between changes
-CHANGING_RUN: dict[str, Any] = {
-    "eval_every": 0,
-    "eval_episodes": 0,
-    "checkpoint_every": 50_000,
-    "keep_checkpoints": 1,
-    "diagnose_every": 5_000,
-}
+# What is measured are returns while training: an environment for evaluation has the first task alone.
+CHANGING_RUN: dict[str, Any] = CONTROL_RUN | {"eval_every": 0, "eval_episodes": 0, "diagnose_every": 5_000}
 
 
 def changing() -> Suite:
@@ -635,22 +630,8 @@ def changing() -> Suite:
     """
     preset: Any = PRESETS["dqn_minatar"].agent
     agent = dataclasses.replace(preset, warmup=500, epsilon_decay_steps=PERIOD, capacity=PERIOD)
-    plain = Experiment(agent=agent, env="changing/minatar-cycle", **CHANGING_RUN)
-    arms = changing_arms(plain, "dqn", {})
-    return Suite(
-        arms=arms,
-        tasks=tuple(
-            f"changing/{name}@{PERIOD}"
-            for name in ("minatar-cycle", "minatar-cycle-signalled", "Breakout-permuted", "CartPole-physics")
-        ),
-        seeds=SEEDS,
-        steps={"laptop": 8 * PERIOD, "paper": 40 * PERIOD},
-        baselines=against(arms, "dqn"),
-        laptop_tasks=tuple(f"changing/{name}@{PERIOD}" for name in ("minatar-cycle", "Breakout-permuted")),
-        laptop_seeds=THREE,
-        points=80,
-        fresh="fresh",
-    )
+    names = ("minatar-cycle", "minatar-cycle-signalled", "Breakout-permuted", "CartPole-physics")
+    return changing_suite("dqn", agent, names, laptop=("minatar-cycle", "Breakout-permuted"))
 
 
 def changing_sac() -> Suite:
@@ -658,33 +639,36 @@ def changing_sac() -> Suite:
 
     As changing, of Hopper, HalfCheetah, Walker2d and Ant; the replay holds one turn here, too, and fresh begins anew 1,000 steps after a change.
     """
-    plain = Experiment(
-        agent=SAC(capacity=PERIOD, warmup=1_000), env=f"changing/Hopper-physics@{PERIOD}", **CHANGING_RUN
-    )
-    arms = changing_arms(plain, "sac", {"adam_rel": "period=1000"})
-    return Suite(
-        arms=arms,
-        tasks=tuple(f"changing/{body}-physics@{PERIOD}" for body in ("Hopper", "HalfCheetah", "Walker2d", "Ant")),
-        seeds=SEEDS,
-        steps={"laptop": 8 * PERIOD, "paper": 40 * PERIOD},
-        baselines=against(arms, "sac"),
-        laptop_tasks=(f"changing/Hopper-physics@{PERIOD}",),
-        laptop_seeds=THREE,
-        points=80,
-        fresh="fresh",
-    )
+    names = tuple(f"{body}-physics" for body in ("Hopper", "HalfCheetah", "Walker2d", "Ant"))
+    moving = {"adam_rel": "period=1000"}  # its target has no copies that it could follow
+    return changing_suite("sac", SAC(capacity=PERIOD, warmup=1_000), names, laptop=names[:1], more=moving)
 
 
-def changing_arms(plain: Experiment[Any], name: str, more: Mapping[str, str]) -> Arms:
-    """One agent by itself, begun anew at every change, and with interventions that are not told of the change."""
-    fields = {"redo": GRID["redo"], "shrink_and_perturb": "period=5000"} | dict(more)
+def changing_suite(
+    name: str, agent: Any, names: tuple[str, ...], laptop: tuple[str, ...], more: Mapping[str, str] | None = None
+) -> Suite:
+    """One agent by itself, begun anew at every change, and with interventions that are not told of it. more: fields, as in GRID."""
+    tasks, laptop_tasks = (tuple(f"changing/{each}@{PERIOD}" for each in some) for some in (names, laptop))
+    fields = {"redo": GRID["redo"], "shrink_and_perturb": "period=5000"} | dict(more or {})
     methods = (
         *("redo", "continual_backprop", "self_normalized_resets", "shrink_and_perturb", "hare_and_tortoise"),
         *("adam_rel", "l2_init", "weight_decay", "layer_norm", "crelu"),
     )
     specs = {method: f"{method}:{fields[method]}" if method in fields else method for method in methods}
     specs |= {"fresh": f"reset:period={PERIOD}"}
-    return {name: plain, **{each: dataclasses.replace(plain, interventions=(spec,)) for each, spec in specs.items()}}
+    plain = Experiment(agent=agent, env=tasks[0], **CHANGING_RUN)
+    arms = {name: plain, **{arm: dataclasses.replace(plain, interventions=(spec,)) for arm, spec in specs.items()}}
+    return Suite(
+        arms=arms,
+        tasks=tasks,
+        seeds=SEEDS,
+        steps={"laptop": 8 * PERIOD, "paper": 40 * PERIOD},
+        baselines=against(arms, name),
+        laptop_tasks=laptop_tasks,
+        laptop_seeds=THREE,
+        points=80,
+        fresh="fresh",
+    )
 
 
 SUITES: dict[str, Callable[[], Suite]] = {  # each with its source in its first line
