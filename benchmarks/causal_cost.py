@@ -25,7 +25,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from numpy.typing import NDArray
 from rich.box import SIMPLE
@@ -34,10 +33,8 @@ from rich.table import Table
 
 from ..agents import ACE, SAC
 from ..agents.causal import CONSTANT, causal_weights
-from ..envs import EnvSpec, make
-from ..training.compiled import compiler_options
-from ..training.process import prepare_process
-from .peers import random_batch
+from ..envs import make
+from .peers import timed_updates
 
 FIT_ENVS = ("mujoco/HalfCheetah-v4", "metaworld/hammer", "dmc/dog-run", "mujoco/Humanoid-v4")
 NUM_ENVS = 10
@@ -101,57 +98,42 @@ def transitions(env_id: str, rows: int) -> tuple[NDArray[np.float32], NDArray[np
 
 
 def update_table(envs: list[str] | tuple[str, ...], repeats: int) -> None:
-    prepare_process()
-    table = Table(title=f"milliseconds of an update, medians of {repeats} pairs of turns", box=SIMPLE)
-    for heading in ("environment", "SAC", "ACE", "ACE / SAC", "range"):
-        table.add_column(heading, justify="left" if heading == "environment" else "right")
     agents: tuple[Any, ...] = (
         SAC(initialiser="xavier"),
         ACE(hidden=(256, 256), batch_size=256, target_update_interval=1, separate_heads=False, activation="relu"),
     )
-    for env_id in envs:
+
+    def pairs(env_id: str) -> list[tuple[float, float]]:
         with closing(make(env_id)) as env:
-            turns = [turn(agent, env.spec) for agent in agents]
-        for each in turns:
-            each()
-        pairs = [(turns[0](), turns[1]()) for _ in range(repeats)]
-        ratios = [ace / sac for sac, ace in pairs]
-        sac, ace = (1_000 * statistics.median(seconds) for seconds in zip(*pairs, strict=True))
-        span = f"{min(ratios):.3f} to {max(ratios):.3f}"
-        table.add_row(env_id, f"{sac:.2f}", f"{ace:.2f}", f"{statistics.median(ratios):.3f}", span)
-    Console(width=100).print(table)
+            sac, ace = (timed_updates(agent, env.spec) for agent in agents)
+        for compiling in (sac, ace):
+            compiling(TURN)
+        return [(1_000 * sac(TURN) / TURN, 1_000 * ace(TURN) / TURN) for _ in range(repeats)]
 
-
-def turn(config: Any, spec: EnvSpec) -> Callable[[], float]:
-    """Seconds of an update, the mean over some, each time it is called."""
-    agent, key = config.build(spec), jax.random.key(0)
-    update = jax.jit(agent.update, donate_argnums=0, compiler_options=compiler_options(spec))
-    batch = random_batch(spec, config.batch_size)
-    state = jax.jit(agent.init)(key)
-
-    def run() -> float:
-        nonlocal state
-        started = time.perf_counter()
-        for _ in range(TURN):
-            state, metrics, _ = update(state, batch, key)
-        jax.block_until_ready((state, metrics))
-        return (time.perf_counter() - started) / TURN
-
-    return run
+    print_pairs(f"milliseconds of an update, medians of {repeats} pairs of turns", envs, pairs, digits=2)
 
 
 def run_table(envs: list[str] | tuple[str, ...], repeats: int) -> None:
-    table = Table(title="agent steps per second, medians of pairs", box=SIMPLE)
+    def pairs(env: str) -> list[tuple[float, float]]:
+        plain = ("--agent.initialiser", "xavier")
+        return [(speed("sac", env, plain), speed("ace", env, SAME)) for _ in range(repeats)]
+
+    print_pairs("agent steps per second, medians of pairs", envs, pairs, digits=1)
+
+
+def print_pairs(
+    title: str, envs: list[str] | tuple[str, ...], pairs_of: Callable[[str], list[tuple[float, float]]], digits: int
+) -> None:
+    """Medians of (SAC, ACE), and of their ratio with its range, for every environment."""
+    table = Table(title=title, box=SIMPLE)
     for heading in ("environment", "SAC", "ACE", "ACE / SAC", "range"):
         table.add_column(heading, justify="left" if heading == "environment" else "right")
     for env in envs:
-        pairs = [
-            (speed("sac", env, ("--agent.initialiser", "xavier")), speed("ace", env, SAME)) for _ in range(repeats)
-        ]
+        pairs = pairs_of(env)
         ratios = [ace / sac for sac, ace in pairs]
-        sac, ace = (statistics.median(speeds) for speeds in zip(*pairs, strict=True))
+        sac, ace = (statistics.median(values) for values in zip(*pairs, strict=True))
         span = f"{min(ratios):.3f} to {max(ratios):.3f}"
-        table.add_row(env, f"{sac:.1f}", f"{ace:.1f}", f"{statistics.median(ratios):.3f}", span)
+        table.add_row(env, f"{sac:.{digits}f}", f"{ace:.{digits}f}", f"{statistics.median(ratios):.3f}", span)
     Console(width=100).print(table)
 
 

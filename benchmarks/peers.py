@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -141,27 +142,36 @@ def random_batch(spec: EnvSpec, size: int) -> Batch:
     return Batch(**{name: jnp.asarray(value) for name, value in numbers.items()})
 
 
+def timed_updates(config: Any, spec: EnvSpec) -> Callable[[int], float]:
+    """Seconds of that many jitted updates on one batch, each time it is called; the agent goes on where it was."""
+    prepare_process()
+    agent, key = config.build(spec), jax.random.key(0)
+    update = jax.jit(agent.update, donate_argnums=0, compiler_options=compiler_options(spec))
+    state, batch = agent.init(key), random_batch(spec, config.batch_size)
+
+    def run(count: int) -> float:
+        nonlocal state
+        started = time.perf_counter()
+        for _ in range(count):
+            state, metrics, _ = update(state, batch, key)
+        jax.block_until_ready((state, metrics))
+        return time.perf_counter() - started
+
+    return run
+
+
 def bare_update_limit(task: Task, seconds: float = 10.0) -> float:
     """Agent steps per second that the jitted update alone, on one batch, would allow at the task's replay ratio."""
-    prepare_process()
     experiment = task.experiment
     env = make(experiment.env, protocol=experiment.protocol)
-    spec = env.spec
+    run = timed_updates(experiment.agent, env.spec)
     env.close()
-    agent = experiment.agent.build(spec)
-    update = jax.jit(agent.update, donate_argnums=0, compiler_options=compiler_options(spec))
-    key = jax.random.key(0)
-    state, batch, updates = agent.init(key), random_batch(spec, experiment.agent.batch_size), 0
-    for _ in range(WARM_UPDATES):
-        state, metrics, _ = update(state, batch, key)
-    jax.block_until_ready(metrics)
-    started = time.monotonic()
-    while time.monotonic() - started < seconds:
-        for _ in range(WARM_UPDATES):
-            state, metrics, _ = update(state, batch, key)
-        jax.block_until_ready(metrics)
+    run(WARM_UPDATES)
+    updates, taken = 0, 0.0
+    while taken < seconds:
+        taken += run(WARM_UPDATES)
         updates += WARM_UPDATES
-    return updates / (time.monotonic() - started) / experiment.ratio
+    return updates / taken / experiment.ratio
 
 
 def all_ours(task: Task, first_seed: int) -> float:
@@ -238,6 +248,11 @@ def main() -> None:
         parser.error("--repeats must be at least 1")
     if not args.peers_python.is_file():
         parser.error(f"no Python at {args.peers_python}; `make bench-peers` installs the peers")
+    try:
+        for task in map(tasks().__getitem__, args.tasks):
+            cores(max(task.ours, task.peers))
+    except ValueError as problem:
+        parser.error(str(problem))
     console = Console()
     pairs = compare(args.tasks, args.repeats, args.peers_python.absolute(), console)
     console.print(summary(pairs))

@@ -129,7 +129,7 @@ class Changing:
         """The first observation of one task, and the first state of each."""
         begun = [each.env.reset(jax.random.fold_in(key, index), each.params) for index, each in enumerate(self.tasks)]
         observations = [self._shown(index, observation) for index, (observation, _) in enumerate(begun)]
-        return jnp.stack(observations)[task], tuple(_typed(state) for _, state in begun)
+        return jnp.stack(observations)[task], tuple(strongly_typed(state) for _, state in begun)
 
     def _player(self, index: int) -> Callable[..., tuple[Any, ...]]:
         """One step of a task, the others as they are."""
@@ -140,7 +140,7 @@ class Changing:
             observation, state, reward, terminated, truncated, info = task.env.step(
                 key, states[index], chosen, task.params
             )
-            others = (*states[:index], _typed(state), *states[index + 1 :])
+            others = (*states[:index], strongly_typed(state), *states[index + 1 :])
             final = self._shown(index, info["final_observation"])
             reward = jnp.asarray(reward, jnp.float32).reshape(())
             return self._shown(index, observation), others, reward, terminated, truncated, final
@@ -159,6 +159,6 @@ class Changing:
         return jnp.concatenate([observation, padding], axis=-1).astype(jnp.float32)
 
 
-def _typed(state: Any) -> Any:
-    """Without weak types, which differ between a reset and a step."""
+def strongly_typed(state: Any) -> Any:
+    """Numbers written in Python are weakly typed after a reset and not after a step, which would compile twice."""
     return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.result_type(leaf).type), state)

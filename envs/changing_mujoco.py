@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from .gymnasium_ import GymnasiumEnv, make_vector
 from .interface import Step
 
-# Of each task: what the sliding friction of every geometry is multiplied by, and what gravity is.
+# Of each task: what the sliding friction of every geometry is multiplied by, and gravity.
 TASKS = ((1.0, 1.0), (0.3, 1.0), (1.0, 1.5), (2.0, 0.7))
 
 

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from .backend import Actions, versions
-from .changing_jax import changing
+from .changing_jax import changing, strongly_typed
 from .interface import Env, EnvError, EnvSpec, Step
 
 SUFFIX = "-MinAtar"
@@ -63,9 +63,7 @@ def _compiled(task: str | Changing) -> _Task:
     def reset(key: jax.Array) -> tuple[Any, jax.Array]:
         key, reset_key = jax.random.split(key)
         observation, state = env.reset(reset_key, params)
-        # Without this, numbers written in Python are weakly typed here and not after a step, which compiles twice.
-        state = jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.result_type(leaf).type), state)
-        return (key, state), observation.astype(dtype)
+        return (key, strongly_typed(state)), observation.astype(dtype)
 
     def step(carry: Any, action: jax.Array) -> tuple[Any, Step]:
         key, step_key = jax.random.split(carry[0])

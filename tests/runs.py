@@ -1,4 +1,4 @@
-"""What a run left in its directory, for comparison with another's."""
+"""What a run left in its directory, for comparison with another's; and flags with which there is none."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,11 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 from resprout.envs import make
 from resprout.training import Experiment, checkpoint
+from resprout.training.__main__ import dispatch
 from resprout.training.metrics import read_metrics
 
 
@@ -38,3 +40,10 @@ def assert_equal(left: Any, right: Any) -> None:
 def assert_close(left: Any, right: Any, **tolerance: float) -> None:
     for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), **tolerance)
+
+
+def refused(out: Path, capsys: pytest.CaptureFixture[str], *flags: str, env: str = "gym/CartPole-v1") -> str:
+    """What `resprout train dqn` says to `flags` that it does not take: exit code 2, and nothing created."""
+    assert dispatch(["train", "dqn", "--env", env, "--out", str(out), *flags]) == 2
+    assert not out.exists()
+    return capsys.readouterr().err

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from resprout.agents import SAC
-from resprout.benchmarks.peers import Task, bare_update_limit, middle_and_range, our_speed, random_batch, tasks
+from resprout.benchmarks.peers import Task, bare_update_limit, cores, middle_and_range, our_speed, random_batch, tasks
 from resprout.envs import make
 from resprout.training import Experiment
 
@@ -53,6 +53,13 @@ def test_our_settings_are_those_of_the_peers_scripts():
     agent = dqn.agent
     assert (agent.batch_size, dqn.ratio, agent.capacity, agent.n_step, agent.gamma) == (32, 0.25, 100_000, 1, 0.99)
     assert (agent.distribution, agent.double, agent.dueling, agent.loss) == ("none", False, False, "huber")
+
+
+def test_several_seeds_get_a_core_each(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {5, 3})
+    assert (cores(1), cores(2)) == ([None], [3, 5])
+    with pytest.raises(ValueError, match="3 seeds at a time need as many cores, and there are 2"):
+        cores(3)
 
 
 def test_missing_peers_are_one_line(tmp_path):
