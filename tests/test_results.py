@@ -329,6 +329,19 @@ def test_run_directories_and_results_make_one_table(finish, tmp_path):
     assert len(tables.gather("tiny", TINY, None, tmp_path)[0]) == 1
 
 
+def test_the_curve_of_a_run_that_is_in_both_counts_once(finish, tmp_path):
+    directory = finish("a", FIRST, 0, 4.0)
+    row = results.row_of(directory, "tiny", "a")
+    points = results.curve_points(directory, row)
+    stored = [point._replace(value=point.value + 1) for point in points]
+    results.add([row], stored, "tiny", tmp_path)
+    _, gathered = tables.gather("tiny", TINY, tmp_path / "out", tmp_path)
+    assert [point[:5] for point in sorted(gathered)] == [point[:5] for point in sorted(stored)]
+    np.testing.assert_allclose(
+        [point.value for point in sorted(gathered)], [point.value for point in sorted(stored)], rtol=1e-4
+    )
+
+
 def test_a_table_can_be_traced_and_written_as_markdown(tiny, finish, tmp_path, capsys):
     finish("a", FIRST, 0, 4.0)
     assert tiny("table", "tiny", "--out", tmp_path / "out", "--rows", "--markdown") == 0
