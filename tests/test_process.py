@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-# Allocates and frees 100 MB ten times and prints the page faults of the last nine.
+# Allocates and frees 100 MB ten times, in the first thread or another, and prints the page faults of the last nine.
 PROGRAM = """
-import ctypes, resource
+import ctypes, resource, threading
 from resprout.training.process import prepare_process
 if {prepared}:
     prepare_process()
@@ -19,19 +19,27 @@ def use():
     block = libc.malloc(100_000_000)
     ctypes.memset(block, 1, 100_000_000)
     libc.free(block)
-use()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(9):
+def count():
     use()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(9):
+        use()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+thread = threading.Thread(target=count)
+if {other_thread}:
+    thread.start()
+    thread.join()
+else:
+    count()
 """
 HUGE_PAGES = 9 * 100_000_000 // 2**21  # page faults where the system gives the largest pages, and the fewest of them
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
-@pytest.mark.parametrize(("prepared", "chosen", "reused"), [(True, {}, True), (False, {}, False)])
-def test_large_blocks_are_used_again(prepared, chosen, reused):
-    assert (faults(prepared, chosen) < HUGE_PAGES / 10) == reused
+@pytest.mark.parametrize("other_thread", [False, True])
+@pytest.mark.parametrize("prepared", [True, False])
+def test_large_blocks_are_used_again(prepared, other_thread):
+    assert (faults(prepared, {}, other_thread) < HUGE_PAGES / 10) == prepared
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
@@ -39,9 +47,9 @@ def test_the_users_own_settings_are_left_alone():
     assert faults(True, {"MALLOC_TRIM_THRESHOLD_": "1000000"}) > HUGE_PAGES / 10
 
 
-def faults(prepared: bool, chosen: dict[str, str]) -> int:
+def faults(prepared: bool, chosen: dict[str, str], other_thread: bool = False) -> int:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_"))}
-    command = [sys.executable, "-P", "-c", PROGRAM.format(prepared=prepared)]
+    command = [sys.executable, "-P", "-c", PROGRAM.format(prepared=prepared, other_thread=other_thread)]
     done = subprocess.run(command, env=environment | chosen, capture_output=True, text=True, check=True)
     return int(done.stdout)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 # Parameters of mallopt(3), from malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 LARGEST = 2**31 - 1  # bytes; mallopt takes an int
 
 
@@ -32,11 +32,13 @@ def _keep_freed_memory() -> None:
     """Let the C library reuse large blocks that XLA frees instead of handing them back to the system.
 
     Every call of a compiled function on a CPU allocates its temporaries anew. Under glibc's defaults those of a network of
-    convolutions come from the system, page by page and zeroed, in every gradient step (docs/performance.md). Left
-    alone: other C libraries, and whoever set glibc's own variables.
+    convolutions come from the system, page by page and zeroed, in every gradient step (docs/performance.md). All threads
+    share one arena, for those of other threads than the first take 64 MB at most. Left alone: other C libraries, and
+    whoever set glibc's own variables.
     """
     chosen = "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ)
     if platform.libc_ver()[0] == "glibc" and not chosen:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, LARGEST)
         libc.mallopt(M_TRIM_THRESHOLD, LARGEST)
+        libc.mallopt(M_ARENA_MAX, 1)
