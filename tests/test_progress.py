@@ -1,11 +1,13 @@
-"""The time that a suite will still take, and what it says while it runs."""
+"""The time that a run or a suite will still take, and what it says while it runs."""
 
 import io
+import math
 
 import pytest
 from rich.console import Console
 
 from resprout.benchmarks.progress import SuiteProgress, time_left
+from resprout.training.metrics import ProgressDisplay
 
 
 @pytest.mark.parametrize(
@@ -51,3 +53,15 @@ def test_a_terminal_has_a_bar_as_well():
     said = say(terminal=True)
     assert "[3/3] third: return 2.0" in said
     assert "1/3" in said and "FAILED" in said and "\x1b[" in said
+
+
+def test_the_speed_is_that_of_the_last_half_minute(monkeypatch):
+    """An evaluation of 20 seconds between steps 100 and 110, and neither a rate of its length alone nor one of the start."""
+    clock = iter([0.0, 0.0, 10.0, 30.0, 40.0, 50.0])
+    monkeypatch.setattr("resprout.training.metrics.time.monotonic", lambda: next(clock))
+    display = ProgressDisplay(1_000, 0, quiet=True)
+    rates = []
+    for step in (100, 110, 210, 310):
+        display.update(step, math.nan)
+        rates.append(display.rate)
+    assert rates == [10, 110 / 30, 110 / 30, 210 / 40]

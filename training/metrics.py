@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -203,6 +204,9 @@ class Tracker:
             self.writer.finish()
 
 
+RATE_SECONDS = 30  # a look at the diagnostics or an evaluation in between does not pass for the speed of training
+
+
 class ProgressDisplay:
     """A live bar with steps/s, return and time left; plain lines, at most one in ten seconds, without a terminal."""
 
@@ -210,8 +214,8 @@ class ProgressDisplay:
         self.console = Console(stderr=True)
         self.quiet = quiet
         self.total, self.shown = total, time.monotonic()
-        self.last = (start, time.monotonic())
-        self.rate = float("nan")
+        self.recent = deque([(start, time.monotonic())])
+        self.rate = float("nan")  # agent steps/s over the last RATE_SECONDS
         self.bar: Progress | None = None
         if not quiet and self.console.is_terminal:
             self.bar = Progress(
@@ -228,10 +232,13 @@ class ProgressDisplay:
     def update(self, step: int, episode_return: float) -> None:
         """Called at least every few hundred agent steps; cheap."""
         now = time.monotonic()
-        if now - self.last[1] < 0.5:
+        if now - self.recent[-1][1] < 0.5:
             return
-        self.rate = (step - self.last[0]) / (now - self.last[1])
-        self.last = (step, now)
+        self.recent.append((step, now))
+        while len(self.recent) > 2 and now - self.recent[1][1] >= RATE_SECONDS:
+            self.recent.popleft()
+        first_step, began = self.recent[0]
+        self.rate = (step - first_step) / (now - began)
         if self.quiet:
             return
         shown_return = "" if np.isnan(episode_return) else f"  return {episode_return:.1f}"
