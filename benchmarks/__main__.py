@@ -27,6 +27,7 @@ resprout bench add SUITE DIR|FILE.csv [--results DIR]                           
 resprout bench compare RUN_DIR RUN_DIR                                                two runs side by side
 """
 ACTIONS = ("run", "table", "report", "add", "compare")
+HELP = ("-h", "--help")
 
 
 def names() -> list[tuple[str, str]]:
@@ -36,15 +37,15 @@ def names() -> list[tuple[str, str]]:
 
 def bench(arguments: list[str]) -> int:
     """`arguments` after `resprout bench`; the result is the exit code. ValueError, in one line, for bad input."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE, end="")
+    known = [name for name, _ in names()]
+    action, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if action in HELP or (action in ACTIONS and action != "compare" and rest and rest[0] in HELP):
+        print(f"{USAGE}\nsuites: {', '.join(known)}; `resprout bench run SUITE --help` for the flags of one")
         return 0
-    if arguments[0] not in ACTIONS:
-        raise UsageError(f"cannot {arguments[0]!r}; resprout bench {'|'.join(ACTIONS)}")
-    action, rest = arguments[0], arguments[1:]
+    if action not in ACTIONS:
+        raise UsageError(f"cannot {action!r}; resprout bench {'|'.join(ACTIONS)}")
     if action == "compare":
         return compare_runs(rest)
-    known = [name for name, _ in names()]
     if not rest or rest[0].startswith("-"):
         raise UsageError(f"which suite? resprout bench {action} SUITE; there are: {', '.join(known)}")
     name, flags = rest[0], rest[1:]

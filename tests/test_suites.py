@@ -232,6 +232,14 @@ def test_end_to_end_stopped_and_gone_on_with(tmp_path):
 # The command line
 
 
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["run", "--help"], ["report", "-h"]])
+def test_help_without_a_suite_names_them(arguments, capsys):
+    assert command_line.dispatch(["bench", *arguments]) == 0
+    output = capsys.readouterr().out
+    assert "bench run SUITE" in output
+    assert all(suite in output for suite in SUITES)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
