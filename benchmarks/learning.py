@@ -1,6 +1,7 @@
 """Learning curves of runs, ours and a peer's: a Markdown table of the last values, and a figure.
 
 python -m resprout.benchmarks.learning runs/*-s? peers/*.json --png curves.png
+python -m resprout.benchmarks.learning benchmarks/results/ace-mujoco-small-curves.csv --png curves.png
 python -m resprout.benchmarks.learning runs/*-s? --metric eval/return dormant/post/tau0/critic --png dormancy.png
 """
 
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..training.metrics import read_metrics
+from .results_ import read_curves
 
 RETURN = "eval/return"
 
@@ -25,22 +27,35 @@ class Curve(NamedTuple):
     points: list[tuple[int, float]]  # (agent step, value)
 
 
-def read(path: Path, metric: str = RETURN) -> Curve:
-    """A run directory of ours, or the JSON file of a peer's run, which has returns only; ValueError if it has no such metric."""
+def read(path: Path, metric: str = RETURN) -> list[Curve]:
+    """Of a run directory of ours, of the curves of a suite's results, or of the JSON file of a peer's run, which has returns only.
+
+    ValueError if it has no such metric.
+    """
+    if path.suffix == ".csv":
+        points = defaultdict(list)
+        for point in read_curves(path):
+            if point.metric == metric:
+                points[point.arm, point.task.partition("/")[2], point.seed].append((point.step, point.value))
+        curves = [Curve(*run, metric, sorted(values)) for run, values in points.items()]
+    else:
+        curves = [read_run(path, metric)]
+    if not curves or not all(curve.points for curve in curves):
+        raise ValueError(f"{path} has no {metric}")
+    return curves
+
+
+def read_run(path: Path, metric: str) -> Curve:
     if path.is_dir():
         experiment = json.loads((path / "config.json").read_text())["experiment"]
         lines = read_metrics(path / "metrics.jsonl")
         points = [(line["step"], line[metric]) for line in lines if line.get(metric) is not None]
         names = [f"resprout {experiment['agent']['name']}"]
         names += [spec.partition(":")[0] for spec in experiment.get("interventions", ())]
-        curve = Curve(" + ".join(names), experiment["env"].rpartition("/")[2], experiment["seed"], metric, points)
-    else:
-        data = json.loads(path.read_text())
-        points = [(step, float(np.mean(returns))) for step, returns in data["curve"]] if metric == RETURN else []
-        curve = Curve(f"{data['peer']} {data['version']}", data["env"], data["seed"], metric, points)
-    if not curve.points:
-        raise ValueError(f"{path} has no {metric}")
-    return curve
+        return Curve(" + ".join(names), experiment["env"].partition("/")[2], experiment["seed"], metric, points)
+    data = json.loads(path.read_text())
+    points = [(step, float(np.mean(returns))) for step, returns in data["curve"]] if metric == RETURN else []
+    return Curve(f"{data['peer']} {data['version']}", data["env"], data["seed"], metric, points)
 
 
 def table(curves: list[Curve]) -> str:
@@ -92,11 +107,13 @@ def plot(curves: list[Curve], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", help="run directories of ours, JSON files of peers")
+    parser.add_argument(
+        "runs", type=Path, nargs="+", help="run directories or SUITE-curves.csv of ours, JSON files of peers"
+    )
     parser.add_argument("--metric", nargs="+", default=[RETURN], help="names in metrics.jsonl; a peer has returns only")
     parser.add_argument("--png", type=Path, help="write the figure here")
     arguments = parser.parse_args()
-    curves = [read(path, metric) for metric in arguments.metric for path in arguments.runs]
+    curves = [curve for metric in arguments.metric for path in arguments.runs for curve in read(path, metric)]
     print(table(curves))
     if arguments.png:
         plot(curves, arguments.png)

@@ -1,0 +1,42 @@
+"""Curves of finished runs in a table and a figure."""
+
+import json
+
+import pytest
+
+from resprout.benchmarks.learning import Curve, plot, read, table
+
+RESULTS = """\
+schema,arm,task,seed,step,fau/critic,eval/return
+1,ace,mujoco/Hopper-v4,0,10,0.5,3
+1,ace,mujoco/Hopper-v4,0,20,,5
+1,ace,mujoco/Hopper-v4,1,20,,7
+1,sac,mujoco/Hopper-v4,0,20,,2
+"""
+TABLE = """\
+| task | metric | agent | agent steps | last, by seed | mean | range |
+|---|---|---|---|---|---|---|
+| Hopper-v4 | eval/return | ace | 20 | 5, 7 | 6 | 5 to 7 |
+| Hopper-v4 | eval/return | peer 1.0 | 20 | 4 | 4 | 4 to 4 |
+| Hopper-v4 | eval/return | sac | 20 | 2 | 2 | 2 to 2 |"""
+
+
+def test_results_and_a_peer_are_summed_up_by_task_and_arm(tmp_path):
+    curves, peer = tmp_path / "suite-curves.csv", tmp_path / "peer.json"
+    curves.write_text(RESULTS)
+    peer.write_text(
+        json.dumps({"peer": "peer", "version": "1.0", "env": "Hopper-v4", "seed": 0, "curve": [[20, [3.0, 5.0]]]})
+    )
+    read_all = [*read(curves), *read(peer)]
+    assert read_all[0] == Curve("ace", "Hopper-v4", 0, "eval/return", [(10, 3.0), (20, 5.0)])
+    assert table(read_all) == TABLE
+    plot(read_all, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert [curve.points for curve in read(curves, "fau/critic")] == [[(10, 0.5)]]
+
+
+def test_what_is_not_there_is_said(tmp_path):
+    curves = tmp_path / "suite-curves.csv"
+    curves.write_text(RESULTS)
+    with pytest.raises(ValueError, match="has no srank/critic"):
+        read(curves, "srank/critic")
