@@ -151,6 +151,37 @@ def test_a_signal_saves_and_says_how_to_go_on(number: int, code: int, tmp_path: 
     assert json.loads((out / "summary.json").read_text())["agent_steps"] == step + 200
 
 
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_an_evaluation_at_once(second: int, tmp_path: Path) -> None:
+    """Of either kind, and in a job that a shell has started in the background, where SIGINT is ignored from the start."""
+    out = tmp_path / "run"
+    flags = (
+        "--steps",
+        "10000",
+        "--eval-every",
+        "200",
+        "--eval-episodes",
+        "1000000",
+        "--log-every",
+        "100",
+        "--out",
+        str(out),
+    )
+    ignoring = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    started = [sys.executable, "-c", ignoring, *command("train", *CLI_RUNS["dqn"], *flags)]
+    with subprocess.Popen(started, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while not any(line["step"] == 200 for line in read_metrics(out / "metrics.jsonl")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert any("once more to stop at once" in line for line in iter(process.stderr.readline, ""))
+        process.send_signal(second)
+        assert process.wait(timeout=60) == -second
+
+
 @pytest.mark.parametrize(("ratio", "num_envs"), [(0.25, 1), (0.3, 2), (2.0, 1), (0.1, 3)])
 @pytest.mark.parametrize("sync", [True, False])
 def test_replay_ratio_is_paid_exactly(ratio: float, num_envs: int, sync: bool, tmp_path: Path) -> None:

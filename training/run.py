@@ -670,11 +670,12 @@ class Run:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Turn the first SIGINT or SIGTERM into a wish to stop; a second one has its usual effect."""
+        """Turn the first SIGINT or SIGTERM into a wish to stop; a second one, of either, has its usual effect."""
 
         def receive(number: int, frame: FrameType | None) -> None:
             self.received = number
-            signal.signal(number, previous[signal.Signals(number)])
+            for each, handler in previous.items():  # a shell has SIGINT ignored by jobs in the background
+                signal.signal(each, signal.SIG_DFL if handler == signal.SIG_IGN else handler)
             self.say("stopping after a checkpoint; once more to stop at once")
 
         try:
