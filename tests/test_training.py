@@ -155,22 +155,11 @@ def test_a_signal_saves_and_says_how_to_go_on(number: int, code: int, tmp_path: 
 def test_a_second_signal_ends_an_evaluation_at_once(second: int, tmp_path: Path) -> None:
     """Of either kind, and in a job that a shell has started in the background, where SIGINT is ignored from the start."""
     out = tmp_path / "run"
-    flags = (
-        "--steps",
-        "10000",
-        "--eval-every",
-        "200",
-        "--eval-episodes",
-        "1000000",
-        "--log-every",
-        "100",
-        "--out",
-        str(out),
-    )
+    flags = ("--steps", "10000", "--log-every", "100", "--eval-every", "200", "--eval-episodes", "1000000")
     ignoring = (
         "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
     )
-    started = [sys.executable, "-c", ignoring, *command("train", *CLI_RUNS["dqn"], *flags)]
+    started = [sys.executable, "-c", ignoring, *command("train", *CLI_RUNS["dqn"], *flags, "--out", str(out))]
     with subprocess.Popen(started, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         while not any(line["step"] == 200 for line in read_metrics(out / "metrics.jsonl")):
