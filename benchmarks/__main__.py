@@ -4,6 +4,7 @@ import inspect
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -12,11 +13,11 @@ from ..training.__main__ import OneLineParser, UsageError, first_line
 from ..training.specs import nearest
 from . import draw_counts, ray_
 from .compare import compare
-from .results_ import RESULTS, add, paths, read_finished, read_rows
+from .results_ import RESULTS, add, paths, read_finished
 from .runner import is_finished, run_all, runs
 from .sheet import Sheet
 from .suites import SUITES
-from .tables import check_comparable, check_rows, gather, rows_sheet, sheets
+from .tables import check_rows, gather, rows_sheet, sheets
 
 SIMULATIONS = {"errr-counts": "Fujita (2025), arXiv 2503.02269: draws of a transition over its life, all samplers"}
 USAGE = """\
@@ -97,6 +98,8 @@ def run_suite(name: str, flags: list[str], console: Console) -> int:
     asked = parser.parse_args(flags)
     if asked.jobs < 1:
         raise UsageError(f"--jobs must be at least 1, not {asked.jobs}")
+    check_once(asked.arms, asked.tasks or (), asked.seeds or ())
+    check_folder("--out", asked.out)
     steps = suite.steps[asked.budget] if asked.steps is None else asked.steps
     tasks, seeds = asked.tasks or suite.tasks_of(asked.budget), asked.seeds or suite.seeds_of(asked.budget)
     every = runs(suite, asked.arms, tasks, seeds, steps, asked.out, asked.budget)
@@ -116,6 +119,21 @@ def run_suite(name: str, flags: list[str], console: Console) -> int:
     except ValueError as problem:  # all runs are done; they cannot be summed up beside those that were there before
         console.print(f"no table: {problem}", markup=False)
     return 0
+
+
+def check_once(*chosen: Sequence[object]) -> None:
+    """UsageError where something is asked for twice."""
+    for values in chosen:
+        for value in values:
+            if list(values).count(value) > 1:
+                raise UsageError(f"{value} is given twice")
+
+
+def check_folder(flag: str, folder: Path) -> None:
+    """UsageError unless it is a directory or can become one."""
+    nearest_there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not nearest_there.is_dir():
+        raise UsageError(f"{flag} {folder}: {nearest_there} is no directory")
 
 
 def few(laptop: Sequence[object]) -> str:
@@ -178,11 +196,10 @@ def add_to_results(name: str, flags: list[str], console: Console) -> int:
     parser.add_argument("source", type=Path, help="directory of bench run, or somebody's table of this suite, .csv")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder with the suite's table; the repository's")
     asked = parser.parse_args(flags)
-    rows, points = read_finished(asked.source, name, suite.arms, suite.points)
-    check_rows(name, suite, rows)
+    check_folder("--results", asked.results)
+    rows, points = read_finished(asked.source, name, suite.arms, suite.width)
     table = paths(name, asked.results)[0]
-    check_comparable([*(read_rows(table) if table.exists() else []), *rows])
-    new = add(rows, points, name, asked.results)
+    new = add(rows, points, name, asked.results, partial(check_rows, name, suite))
     console.print(f"{table}: {new} runs added, {len(rows) - new} were there already", markup=False)
     return 0
 

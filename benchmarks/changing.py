@@ -1,39 +1,37 @@
 """What suites of changing tasks measure: the return on each task in its turn, the gap to a fresh network, recovery.
 
-All from the mean return of the episodes that ended in equal parts of a run (`results_.Point`), a whole number of parts to a
-turn. The area under the curve of a turn is the mean over its parts, in units of return.
+All from the mean return of the episodes that ended in equal parts of a run (`results_.Point`), ten to a turn. The area under the curve of a turn is the mean over its parts, in units of return.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from ..envs.changing_ import parse
-from .results_ import Point
-from .sheet import Sheet, cells, verdict
+from .results_ import Point, Row
+from .sheet import Sheet, cells, notes_on_pairs, verdict
 from .stats import Array, differences, stratified_interval
 
 METRIC = "episode/return"
+PARTS = 10  # of a turn
 RECOVERED = 0.9  # share of the fresh network's gain on a task
 
-Turns = dict[str, dict[str, dict[int, Array]]]  # arm -> task -> seed -> [turns, parts of a turn] return, NaN for none
+Turns = dict[str, dict[str, dict[int, Array]]]  # arm -> task -> seed -> [turns, PARTS] return, NaN for none
 
 
-def turns_of(points: Sequence[Point], tasks: Sequence[str], parts: int) -> Turns:
-    """The curves of runs of `parts` points, cut at the changes of their task; a last turn that was not whole is left out."""
+def turns_of(rows: Iterable[Row], points: Sequence[Point]) -> Turns:
+    """The curves of runs cut at the changes of their task; a last turn that was not whole is left out."""
     curves: dict[tuple[str, str, int], dict[int, float]] = defaultdict(dict)
     for point in points:
-        if point.metric == METRIC and point.task in tasks:
+        if point.metric == METRIC:
             curves[point[:3]][point.step] = point.value
     turns: Turns = defaultdict(lambda: defaultdict(dict))
-    for (arm, task, seed), curve in curves.items():
-        length = max(curve)
-        width = parts * parse(task)[1] // length
-        places = [length * part // parts for part in range(1, parts + 1)]
-        values = np.array([curve.get(place, np.nan) for place in places])
-        if 0 < width <= parts:
-            turns[arm][task][seed] = values[: parts // width * width].reshape(-1, width)
+    for row in rows:
+        curve, period = curves[row.key[1:]], parse(row.task)[1]
+        ends = [period * part // PARTS for part in range(1, row.agent_steps // period * PARTS + 1)]
+        if curve and ends:
+            turns[row.arm][row.task][row.seed] = np.array([curve.get(end, np.nan) for end in ends]).reshape(-1, PARTS)
     return {arm: dict(by_task) for arm, by_task in turns.items()}
 
 
@@ -83,7 +81,7 @@ def turns_sheet(turns: Turns, arms: Sequence[str], task: str) -> Sheet:
 
 def change_sheet(turns: Turns, arms: Sequence[str], task: str, fresh: str) -> Sheet:
     """After the first turn: gap to the fresh network of the same seed, and how soon its gain is caught up with."""
-    period, lines = parse(task)[1], []
+    period, lines, every = parse(task)[1], [], []
     anew = {seed: run[1:] for seed, run in turns[fresh][task].items()}
     level = mean(np.stack(list(anew.values())), axis=0)
     for arm in arms:
@@ -92,7 +90,8 @@ def change_sheet(turns: Turns, arms: Sequence[str], task: str, fresh: str) -> Sh
         gaps = [differences(own, theirs)]
         if not len(gaps[0]):
             continue
-        waits = np.concatenate([recovery(run, level) for run in runs.values()]) * period / level.shape[1]
+        every.append(gaps)
+        waits = np.concatenate([recovery(run, level) for run in runs.values()]) * period / PARTS
         interval = stratified_interval(gaps)
         lines.append(
             (
@@ -105,4 +104,4 @@ def change_sheet(turns: Turns, arms: Sequence[str], task: str, fresh: str) -> Sh
         f"To recover is to reach {RECOVERED:.0%} of what {fresh} gains in that turn; a turn of {period:,} steps in which that "
         "does not happen counts whole."
     )
-    return Sheet(f"{task}: after a change", columns, lines, (note,))
+    return Sheet(f"{task}: after a change", columns, lines, (note, *notes_on_pairs(every)))

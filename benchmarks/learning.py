@@ -6,14 +6,17 @@ python -m resprout.benchmarks.learning runs/*-s? --metric eval/return dormant/po
 """
 
 import argparse
+import itertools
 import json
 from collections import defaultdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..training.experiment import CHANGEABLE
 from ..training.metrics import read_metrics
+from .compare import flat, text
 from .results_ import read_curves
 
 RETURN = "eval/return"
@@ -25,6 +28,7 @@ class Curve(NamedTuple):
     seed: int
     metric: str
     points: list[tuple[int, float]]  # (agent step, value)
+    config: dict[str, Any]  # of a run of ours, by field; without task, seed, and what changes no training
 
 
 def read(path: Path, metric: str = RETURN) -> list[Curve]:
@@ -37,7 +41,7 @@ def read(path: Path, metric: str = RETURN) -> list[Curve]:
         for point in read_curves(path):
             if point.metric == metric:
                 points[point.arm, point.task.partition("/")[2], point.seed].append((point.step, point.value))
-        curves = [Curve(*run, metric, sorted(values)) for run, values in points.items()]
+        curves = [Curve(*run, metric, sorted(values), {}) for run, values in points.items()]
     else:
         curves = [read_run(path, metric)]
     if not curves or not all(curve.points for curve in curves):
@@ -52,10 +56,30 @@ def read_run(path: Path, metric: str) -> Curve:
         points = [(line["step"], line[metric]) for line in lines if line.get(metric) is not None]
         names = [f"resprout {experiment['agent']['name']}"]
         names += [spec.partition(":")[0] for spec in experiment.get("interventions", ())]
-        return Curve(" + ".join(names), experiment["env"].partition("/")[2], experiment["seed"], metric, points)
+        config = {key: value for key, value in flat(experiment).items() if key not in {"env", "seed", *CHANGEABLE}}
+        return Curve(" + ".join(names), experiment["env"].partition("/")[2], experiment["seed"], metric, points, config)
     data = json.loads(path.read_text())
     points = [(step, float(np.mean(returns))) for step, returns in data["curve"]] if metric == RETURN else []
-    return Curve(f"{data['peer']} {data['version']}", data["env"], data["seed"], metric, points)
+    return Curve(f"{data['peer']} {data['version']}", data["env"], data["seed"], metric, points, {})
+
+
+def told_apart(curves: list[Curve]) -> list[Curve]:
+    """With the fields in which configurations of one name differ added to it. ValueError if one has a seed twice."""
+    configs: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for curve in curves:
+        if curve.config not in configs[curve.agent]:
+            configs[curve.agent].append(curve.config)
+    named = []
+    for curve in curves:
+        all_fields = sorted({field for config in configs[curve.agent] for field in config})
+        differ = [field for field in all_fields if len({str(each.get(field)) for each in configs[curve.agent]}) > 1]
+        added = ", ".join(f"{field} {text(curve.config.get(field))}" for field in differ)
+        named.append(curve._replace(agent=f"{curve.agent} ({added})" if added else curve.agent))
+    for group in grouped(named).values():
+        for one, other in itertools.pairwise(group):
+            if one.seed == other.seed:
+                raise ValueError(f"seed {one.seed} of {one.agent} on {one.env} is there twice")
+    return named
 
 
 def table(curves: list[Curve]) -> str:
@@ -113,7 +137,11 @@ def main() -> None:
     parser.add_argument("--metric", nargs="+", default=[RETURN], help="names in metrics.jsonl; a peer has returns only")
     parser.add_argument("--png", type=Path, help="write the figure here")
     arguments = parser.parse_args()
-    curves = [curve for metric in arguments.metric for path in arguments.runs for curve in read(path, metric)]
+    try:
+        curves = [curve for metric in arguments.metric for path in arguments.runs for curve in read(path, metric)]
+        curves = told_apart(curves)
+    except (OSError, ValueError) as error:
+        parser.exit(2, f"{error}\n")
     print(table(curves))
     if arguments.png:
         plot(curves, arguments.png)

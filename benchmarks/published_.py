@@ -30,6 +30,7 @@ FRAMES = {
     "dmc-pixels": 2,
 }  # simulator steps in an agent step of a published suite
 METRICS = {"train_return": "return of training episodes, ours of evaluations", "success_rate": "a success rate"}
+TRAINING = ("dopamine_atari", "dopamine_atari_legacy", "redo_paper", "dreamerv3_scores")  # what their aggregates are of
 EVIDENCE = {"memory": "recalled, not read again", "read_off": "read off a plot"}
 
 
@@ -167,7 +168,9 @@ def mismatches(theirs: Published, ours: Experiment[Any]) -> list[str]:
     if theirs.agent_steps != ours.steps:
         length = "not stated" if theirs.agent_steps is None else f"{theirs.agent_steps:,}"
         said.append(f"agent steps {length}, ours {ours.steps:,}")
-    said += [text for metric, text in METRICS.items() if theirs.metric == metric]
+    aggregate_of_training = theirs.task.startswith("ALL") and theirs.source in TRAINING
+    metric = "train_return" if aggregate_of_training else theirs.metric
+    said += [METRICS[metric]] if metric in METRICS else []
     said += [text for evidence, text in EVIDENCE.items() if theirs.evidence == evidence]
     return said
 

@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 
 from ..training.checkpoint import write_atomically
+from .compare import flat
 from .plots import Curve, Look, curves_svg, intervals_svg, looks, profiles_svg
 from .results_ import RETURNS, Point, Row
 from .runner import run_directory
-from .sheet import Sheet, cells
+from .sheet import FEW, Sheet, cells, few
 from .stats import LEVEL, differences, mean, performance_profile, stratified_interval
 from .suites import Suite
 from .tables import (
-    ENOUGH,
-    FEW,
     Returns,
     arms_sheet,
     arrays,
@@ -58,9 +57,9 @@ def body(name: str, suite: Suite, source: str, rows: Sequence[Row], points: Sequ
     parts = {
         "Aggregate": aggregate(suite, returns, tasks, styles),
         "Tasks": by_task(suite, rows, returns, tasks),
-        "Changes of task": "\n".join(map(table, turn_sheets(suite, returns, points, tasks))),
+        "Changes of task": "\n".join(map(table, turn_sheets(suite, returns, rows, points, tasks))),
         "Published figures": published(suite, rows, returns, tasks),
-        "Learning curves": learning(points, arms, tasks, styles),
+        "Learning curves": learning(points, arms, tasks, styles, suite.width),
         "Diagnostics": diagnostics(points, arms, tasks, styles),
         "Configurations": configurations(suite, rows, arms, out),
         "Runs": runs(rows),
@@ -79,7 +78,7 @@ def body(name: str, suite: Suite, source: str, rows: Sequence[Row], points: Sequ
 
 def head(name: str, source: str, rows: Sequence[Row]) -> str:
     """What was run, when and with what."""
-    commits = sorted({row.commit[:12] for row in rows if row.commit}) or ["not recorded"]
+    commits = sorted({commit for row in rows for commit in row.commits}) or ["not recorded"]
     versions = sorted({f"{row.resprout}, jax {row.jax}" for row in rows})
     first, last = min(row.finished for row in rows), max(row.finished for row in rows)
     facts = {
@@ -157,14 +156,14 @@ def aggregate(suite: Suite, returns: Returns, tasks: Sequence[str], styles: Mapp
 def by_task(suite: Suite, rows: Sequence[Row], returns: Returns, tasks: Sequence[str]) -> str:
     """Every arm on every task, with the published figure beside it; the number of runs leads to them."""
     lines: list[tuple[str, ...]] = []
-    fewest = ENOUGH
+    every = []
     for task in tasks:
         for arm in returns:
             values = list(returns[arm][task].values())
             if not values:
                 continue
-            fewest = min(fewest, len(values))
             scored = [np.array(values)]
+            every.append(scored)
             link = f'<a href="#{anchor(arm, task)}">{len(values)}</a>'
             theirs = suite.published[arm].of(task) if arm in suite.published else None
             lines.append(
@@ -181,7 +180,7 @@ def by_task(suite: Suite, rows: Sequence[Row], returns: Returns, tasks: Sequence
     notes = [f"Mean return {measured}. A click on a heading sorts; the number of runs leads to them."]
     if "published" in columns:
         notes.append("Published figures may be under another protocol: the next section says which, and what differs.")
-    if fewest < ENOUGH:
+    if few(*every):
         notes.append(FEW)
     return html_table(columns, lines, tall=True) + "".join(f'<p class="note">{note}</p>' for note in notes)
 
@@ -196,13 +195,19 @@ def published(suite: Suite, rows: Sequence[Row], returns: Returns, tasks: Sequen
     return "\n".join(table(sheet) for sheet in published_sheets(suite, returns, scores, tasks, experiments))
 
 
-def learning(points: Sequence[Point], arms: Sequence[str], tasks: Sequence[str], styles: Mapping[str, Look]) -> str:
-    """Evaluation returns against agent steps, or those of training episodes where none was evaluated on the way."""
+def learning(
+    points: Sequence[Point], arms: Sequence[str], tasks: Sequence[str], styles: Mapping[str, Look], width: int | None
+) -> str:
+    """Evaluation returns against agent steps, or those of training episodes where none was evaluated on the way.
+
+    width: agent steps of a point, None for a twentieth of a run.
+    """
     curves = curves_of(points, RETURNS)
     if not curves:
         return "<p>No curves are stored with these results.</p>"
     told = {"eval/return": "Return of evaluations", "episode/return": "Return of training episodes"}
-    note = "Mean over runs with the interval of it at each point; every point is the mean over a twentieth of a run."
+    part = f"{width:,} agent steps" if width else "a twentieth of a run"
+    note = f"Mean over runs with the interval of it at each point; every point is the mean over {part}."
     return f'<p class="soft">{note}</p>' + "\n".join(
         group(metric, told[metric], curves[metric], tasks, arms, styles, opened=metric == next(iter(curves)))
         for metric in RETURNS
@@ -311,12 +316,6 @@ def configuration(suite: Suite, row: Row, out: Path | None) -> dict[str, Any] | 
             return experiment
     candidates = (ours(suite, row, budget) for budget in suite.steps)
     return next((each.to_json() for each in candidates if each.digest() == row.digest), None)
-
-
-def flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """With the agent's fields as agent.FIELD."""
-    agent = {f"agent.{key}": value for key, value in config["agent"].items()}
-    return {key: value for key, value in config.items() if key != "agent"} | agent
 
 
 def shown(value: str | None) -> str:

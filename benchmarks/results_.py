@@ -10,10 +10,12 @@ configuration and commit it came.
 import csv
 import dataclasses
 import datetime
+import fcntl
 import io
 import json
+import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,9 @@ from ..training.metrics import read_metrics
 
 SCHEMA = 1  # of both files; a reader refuses every other
 RESULTS = Path(__file__).parent / "results"
-POINTS = 20  # of a curve, unless the suite says another number: one for each of as many equal parts of a run
+POINTS = (
+    20  # of a curve, unless the suite says how many agent steps one is of: one for each of as many equal parts of a run
+)
 RETURNS = ("eval/return", "episode/return")
 CURVES = (  # beside these a metric is kept if its name begins so
     "dormant/post/tau0/",
@@ -54,11 +58,18 @@ class Row:
     peak_memory_bytes: int
     protocol: str  # of Atari; empty elsewhere
     digest: str
-    commit: str  # empty where the code was no checkout
+    commit: (
+        str  # +dirty if files were changed since; several, oldest first, if it changed on the way; empty: no checkout
+    )
     resprout: str  # version
     jax: str  # version
     directory: str  # OUT/ARM/FAMILY-TASK/sSEED, its last four parts
     finished: str  # date, UTC
+
+    @property
+    def commits(self) -> list[str]:
+        """Twelve digits of each."""
+        return [each[:12] + each[40:] for each in self.commit.split()]
 
     @property
     def key(self) -> tuple[str, str, str, int]:
@@ -77,6 +88,7 @@ class Point(NamedTuple):
     value: float
 
 
+Check = Callable[[Sequence[Row]], None]
 COLUMNS = tuple(part.name for part in dataclasses.fields(Row))
 READ: dict[Any, Any] = {str: str, int: int, float: lambda text: float(text or "nan")}
 POSITION = ("arm", "task", "seed", "step")  # columns of the curves before the metrics
@@ -118,18 +130,19 @@ def number(value: float | None) -> float:
     return float("nan") if value is None else float(value)
 
 
-def curve_points(directory: Path, row: Row, parts: int = POINTS) -> list[Point]:
-    """The metrics of a run that a report draws, thinned to equal parts of its length."""
+def curve_points(directory: Path, row: Row, width: int | None = None) -> list[Point]:
+    """The metrics of a run that a report draws, thinned to parts of `width` agent steps; None: of a twentieth of it."""
+    span = width * POINTS if width else row.agent_steps  # agent steps of as many points
     found: dict[tuple[int, str], list[float]] = defaultdict(list)
     for line in read_metrics(directory / "metrics.jsonl"):
-        part = -(-line["step"] * parts // row.agent_steps)  # 1 to `parts`, by where it ends
+        part = max(-(-min(line["step"], row.agent_steps) * POINTS // span), 1)  # by where it ends
         for metric, value in line.items():
             kept = metric in RETURNS or metric.startswith(CURVES) or metric.endswith(RATIO)
             if kept and value is not None:
-                found[min(max(part, 1), parts), metric].append(value)
+                found[min(part * span // POINTS, row.agent_steps), metric].append(value)
     return [
-        Point(row.arm, row.task, row.seed, part * row.agent_steps // parts, metric, float(np.mean(values)))
-        for (part, metric), values in sorted(found.items())
+        Point(row.arm, row.task, row.seed, step, metric, float(np.mean(values)))
+        for (step, metric), values in sorted(found.items())
     ]
 
 
@@ -188,8 +201,13 @@ def _read_as(path: Path) -> Iterator[None]:
 # Adding to them
 
 
-def read_finished(path: Path, name: str, arms: Iterable[str], parts: int = POINTS) -> tuple[list[Row], list[Point]]:
-    """Rows and curves, of `parts` points, of a directory that `bench run` made, or of somebody's SUITE.csv and the curves beside it."""
+def read_finished(
+    path: Path, name: str, arms: Iterable[str], width: int | None = None
+) -> tuple[list[Row], list[Point]]:
+    """Rows and curves of a directory that `bench run` made, or of somebody's SUITE.csv and the curves beside it.
+
+    width: agent steps of a point of the curves, as in `curve_points`.
+    """
     if path.suffix == ".csv":
         curves = path.with_name(f"{path.stem}-curves.csv")
         return read_rows(path), read_curves(curves) if curves.exists() else []
@@ -198,23 +216,41 @@ def read_finished(path: Path, name: str, arms: Iterable[str], parts: int = POINT
         for summary in sorted((path / arm).glob("*/s*/summary.json")):
             row = row_of(summary.parent, name, arm)
             rows.append(row)
-            points += curve_points(summary.parent, row, parts)
+            points += curve_points(summary.parent, row, width)
     if not rows:
         raise ValueError(f"no finished run in {path}; resprout bench run makes some")
     return rows, points
 
 
-def add(rows: Sequence[Row], points: Sequence[Point], name: str, folder: Path) -> int:
-    """Put rows into a folder's results, and their curves; the result is how many are new. What is there already stays."""
+def add(rows: Sequence[Row], points: Sequence[Point], name: str, folder: Path, check: Check = lambda rows: None) -> int:
+    """Put rows into a folder's results, and their curves; the result is how many are new. What is there already stays.
+
+    check: raises ValueError, and nothing is written, unless all rows, old and new, go together.
+    """
     table, curves = paths(name, folder)
-    old = read_rows(table) if table.exists() else []
-    known = {row.key for row in old}
-    new = {row.key: row for row in rows if row.key not in known}
-    fresh = {key[1:] for key in new}
-    drawn = [*(read_curves(curves) if curves.exists() else []), *(point for point in points if point[:3] in fresh)]
-    write_curves(curves, drawn)  # first: a row is there only with its curves
-    write_rows(table, [*old, *new.values()])
+    check(rows)  # before a folder is made
+    with _alone_in(folder):
+        old = read_rows(table) if table.exists() else []
+        check([*old, *rows])
+        known = {row.key for row in old}
+        new = {row.key: row for row in rows if row.key not in known}
+        fresh = {key[1:] for key in new}
+        drawn = [*(read_curves(curves) if curves.exists() else []), *(point for point in points if point[:3] in fresh)]
+        write_curves(curves, drawn)  # first: a row is there only with its curves
+        write_rows(table, [*old, *new.values()])
     return len(new)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Made if it is missing; whoever else adds to it waits."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _text(value: Any) -> Any:

@@ -96,7 +96,8 @@ def run_all(pending: Sequence[Run], jobs: int, keep_replay: bool, console: Conso
     """Run what is pending, at most `jobs` at a time, each on cores of its own; the runs that failed.
 
     A run that crashes, is killed or stops at a NaN is one failure and stops no other; the next call goes on with it.
-    A signal stops all of them, each after a checkpoint; KeyboardInterrupt once they have stopped.
+    A signal stops all of them, each after a checkpoint; KeyboardInterrupt once they have stopped. If this process is killed they end
+    at once, too.
     """
     cores = sorted(os.sched_getaffinity(0))
     waiting = list(reversed(pending))
@@ -141,20 +142,19 @@ def start(
     experiment: Experiment[Any],
     cores: list[int],
     environment: dict[str, str] | None = None,
-    tied: bool = False,
 ) -> tuple[subprocess.Popen[bytes], int]:
-    """A process that trains one run, and the length of its log so far; if `tied`, it ends when this one does.
+    """A process that trains one run and ends at the latest when this one does, and the length of its log so far.
 
     In a session of its own: a Ctrl-C of the terminal does not reach it, only our signal does.
     """
-    task = {"experiment": experiment.to_json(), "cores": cores, "tied": tied}
+    task = {"experiment": experiment.to_json(), "cores": cores}
     command = [sys.executable, "-P", "-m", "resprout.benchmarks.runner", json.dumps(task)]
     path = directory.with_suffix(".log")
     with path.open("ab") as log:
         process = subprocess.Popen(
             command,
             env=environment,
-            stdin=subprocess.PIPE if tied else subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -165,8 +165,7 @@ def start(
 def work(task: dict[str, Any]) -> None:
     """What the process does: one run, from its newest checkpoint if it was begun before."""
     os.sched_setaffinity(0, task["cores"])  # before JAX counts them
-    if task["tied"]:
-        threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     train_one(Experiment.from_json(task["experiment"]))
 
 

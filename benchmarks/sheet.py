@@ -10,6 +10,10 @@ from rich.table import Table
 
 from .stats import Interval, Scores
 
+ENOUGH = 5  # runs or pairs of a task, below which FEW is said
+FEW = f"Intervals from fewer than {ENOUGH} runs or pairs of a task are too narrow, and show no difference."
+MANY = "Each interval is of one comparison: of twenty arms without any effect about one will seem to have some."
+
 
 @dataclass(frozen=True)
 class Sheet:
@@ -56,9 +60,19 @@ def spread(values: Sequence[float]) -> str:
     return f"{np.mean(values):.1f}{deviation}"
 
 
+def few(*each: Scores) -> bool:
+    """Whether a task of any of them has some runs or pairs, but fewer than ENOUGH."""
+    return any(0 < len(task) < ENOUGH for scores in each for task in scores)
+
+
+def notes_on_pairs(every: Sequence[Scores]) -> tuple[str, ...]:
+    """What to say below a table of comparisons, each with the pairs of every task."""
+    return (FEW,) * few(*every) + (MANY,) * (len(every) > 1)
+
+
 def verdict(interval: Interval, paired: Scores) -> str:
     if np.isnan(interval.estimate):
         return "no pairs yet"
-    if all(len(task) < 2 for task in paired):
-        return "one pair shows nothing"
+    if few(paired):
+        return "too few pairs"
     return "no difference shown" if interval.low <= 0 <= interval.high else ""

@@ -9,8 +9,8 @@ from ..agents import ACE, DQN, SAC, DrQv2
 from ..interventions import METHODS
 from ..training import PRESETS, Experiment
 from ..training.presets import ACE_RESET, CLEANRL_C51, CLEANRL_DQN, DRQ_EPS, LAP_DDQN, REDO_CODE
+from .changing import PARTS
 from .published_ import Column
-from .results_ import POINTS
 
 Budget = Literal["laptop", "paper"]
 Arms = dict[str, Experiment[Any]]
@@ -32,7 +32,7 @@ class Suite:
     evaluations: int = 0  # of a run, equally far apart; 0: the arm says
     published: Mapping[str, Column] = field(default_factory=dict)  # arm -> what stands beside it
     human: bool = False  # tables are of human-normalised scores
-    points: int = POINTS  # of the curves that are kept of a run
+    width: int | None = None  # agent steps of a point of the curves that are kept of a run; None: a twentieth of it
     fresh: str | None = None  # where tasks change: the arm whose networks begin anew at every change
 
     def experiment(
@@ -198,7 +198,8 @@ def redo_atari() -> Suite:
 
     Dopamine's protocol (sticky actions, whole games), 10 million frames. The target follows every 8,000 agent steps at every
     ratio. ReDo at tau 0.1, at ratio 0.25 0.025, every 1,000 gradient steps. At ratio 1 also a reset of the penultimate layer
-    every 100,000 gradient steps (here with the output layer), and weight decay 1e-5. Theirs are returns of training episodes.
+    every 100,000 gradient steps (here with the output layer; at the laptop's budget every 20,000), and weight decay 1e-5. Theirs are
+    returns of training episodes.
     """
     arms: Arms = {}
     columns = {}
@@ -207,7 +208,7 @@ def redo_atari() -> Suite:
         tau = 0.025 if ratio == 0.25 else 0.1
         methods: dict[str, tuple[str, ...]] = {"dqn": (), "redo": (f"redo:tau={tau},period=1000,probe=64,{REDO_CODE}",)}
         if ratio == 1:
-            methods |= {"reset": ("reset:period=100000,last=2",), "decay": ("weight_decay:lam=1e-5",)}
+            methods |= {"reset": ("reset:period=20000,last=2",), "decay": ("weight_decay:lam=1e-5",)}
         theirs = {"dqn": "DQN", "redo": "DQN + ReDo", "reset": "DQN + reset", "decay": "DQN + weight decay"}
         for method, specs in methods.items():
             arm, variant = f"{method}-rr{ratio:g}", f"RR {ratio:g}"
@@ -221,6 +222,7 @@ def redo_atari() -> Suite:
         seeds=SEEDS,
         steps={"laptop": 100_000, "paper": 2_500_000},
         baselines={arm: "dqn-" + arm.rpartition("-")[2] for arm in arms if not arm.startswith("dqn-")},
+        paper={"reset-rr1": dataclasses.replace(arms["reset-rr1"], interventions=("reset:period=100000,last=2",))},
         laptop_tasks=("atari/DemonAttack",),
         laptop_seeds=THREE,
         evaluations=10,
@@ -368,9 +370,10 @@ def ace() -> Suite:
 
     ace: causal weights and resets; weights and reset: one of them; sac: neither, the same networks and delays. Their list of
     tasks is known in part, so these are ours; Adroit, Shadow hand, Panda-gym and ROBEL are left out. Per-task figures of
-    theirs are not published.
+    theirs are not published. Their reset comes every 100,000 gradient steps, at the laptop's budget every 10,000.
     """
-    arms = ace_arms(ACE(), {"env": "mujoco/Hopper-v4", **CONTROL_RUN})
+    run: dict[str, Any] = {"env": "mujoco/Hopper-v4", **CONTROL_RUN}
+    arms = ace_arms(ACE(), run, f"{ACE_RESET},period=10000")
     return Suite(
         arms=arms,
         tasks=(
@@ -384,6 +387,7 @@ def ace() -> Suite:
         seeds=SEEDS,
         steps={"laptop": 50_000, "paper": 1_000_000},
         baselines=against(arms, "sac"),
+        paper=ace_arms(ACE(), run),
         laptop_tasks=("mujoco/Hopper-v4",),
         laptop_seeds=THREE,
         evaluations=10,
@@ -413,14 +417,14 @@ def ace_mujoco_small() -> Suite:
     )
 
 
-def ace_arms(agent: ACE, run: dict[str, Any]) -> Arms:
+def ace_arms(agent: ACE, run: dict[str, Any], reset: str = ACE_RESET) -> Arms:
     plain = dataclasses.replace(agent, causal_every=0)
     common = {"replay": "without_replacement", **run}
     return {
         "sac": Experiment(agent=plain, **common),
-        "ace": Experiment(agent=agent, interventions=(ACE_RESET,), **common),
+        "ace": Experiment(agent=agent, interventions=(reset,), **common),
         "weights": Experiment(agent=agent, **common),
-        "reset": Experiment(agent=plain, interventions=(ACE_RESET,), **common),
+        "reset": Experiment(agent=plain, interventions=(reset,), **common),
     }
 
 
@@ -428,25 +432,28 @@ def arr_dmc() -> Suite:
     """Ma et al. (2024, arXiv 2310.07418), Adaptive RR on DrQ-v2: DeepMind Control from pixels, 2 million frames.
 
     rr0.5 and rr2 are fixed; arr goes from the first to the second; reset draws actor and critic anew every 100,000 agent steps and keeps
-    the encoder; redo recycles in both at tau 0.025 every 1,000 gradient steps (their settings on pixels are not stated).
+    the encoder; redo recycles in both at tau 0.025 every 1,000 gradient steps (their settings on pixels are not stated). At the
+    laptop's budget resets every 4,000 agent steps, and a check of Adaptive RR every 2,500 instead of 25,000.
     """
     actor_and_critic = "learner=actor+critic"
-    methods: dict[str, Callable[[int], tuple[str, ...]]] = {
-        "drqv2": lambda period: (),
-        "reset": lambda period: (f"reset:period={period},{actor_and_critic}",),
-        "redo": lambda period: (f"redo:tau=0.025,period=1000,{actor_and_critic}",),
-    }
     run: dict[str, Any] = {"env": "dmc-pixels/walker-run", **CONTROL_RUN | {"checkpoint_every": 25_000}}
-    arms: Arms = {}
-    columns = {}
-    for ratio in (0.5, 2.0):
-        for method, specs in methods.items():
-            arm = f"{method}-rr{ratio:g}"
-            variant = f"RR {ratio:g}" + {"drqv2": "", "reset": " + reset", "redo": " + ReDo"}[method]
-            arms[arm] = Experiment(agent=DrQv2(replay_ratio=ratio), interventions=specs(round(100_000 * ratio)), **run)
-            columns[arm] = Column("arr_paper", "dmc-pixels", "DrQ-v2", variant, budget=2_000_000)
-    arms["arr"] = Experiment(agent=DrQv2(), interventions=("adaptive_replay_ratio:layers=heads",), **run)
-    columns["arr"] = Column("arr_paper", "dmc-pixels", "DrQ-v2", "Adaptive RR 0.5 to 2", budget=2_000_000)
+
+    def at(reset_every: int, check_every: int) -> Arms:
+        made: Arms = {}
+        for ratio in (0.5, 2.0):
+            reset = f"reset:period={round(reset_every * ratio)},{actor_and_critic}"
+            methods = {"drqv2": (), "reset": (reset,), "redo": (f"redo:tau=0.025,period=1000,{actor_and_critic}",)}
+            for method, specs in methods.items():
+                made[f"{method}-rr{ratio:g}"] = Experiment(agent=DrQv2(replay_ratio=ratio), interventions=specs, **run)
+        adaptive = f"adaptive_replay_ratio:layers=heads,every={check_every}"
+        return made | {"arr": Experiment(agent=DrQv2(), interventions=(adaptive,), **run)}
+
+    arms = at(4_000, 2_500)
+    variants = {
+        f"{method}-rr{ratio}": f"RR {ratio}{added}"
+        for ratio in ("0.5", "2")
+        for method, added in (("drqv2", ""), ("reset", " + reset"), ("redo", " + ReDo"))
+    } | {"arr": "Adaptive RR 0.5 to 2"}
     walker: Any = PRESETS["drqv2_walker"].agent
     quadruped: Any = PRESETS["drqv2_quadruped"].agent
     return Suite(
@@ -458,6 +465,7 @@ def arr_dmc() -> Suite:
             **{f"{name}-rr{ratio}": f"drqv2-rr{ratio}" for name in ("reset", "redo") for ratio in ("0.5", "2")},
             "arr": "drqv2-rr0.5",
         },
+        paper=at(100_000, 25_000),
         agent_fields={
             "dmc-pixels/walker-run": {"n_step": walker.n_step, "batch_size": walker.batch_size},
             "dmc-pixels/quadruped-run": {"capacity": quadruped.capacity},
@@ -465,7 +473,10 @@ def arr_dmc() -> Suite:
         laptop_tasks=("dmc-pixels/cheetah-run",),
         laptop_seeds=(0,),
         evaluations=10,
-        published=columns,
+        published={
+            arm: Column("arr_paper", "dmc-pixels", "DrQ-v2", variant, budget=2_000_000)
+            for arm, variant in variants.items()
+        },
     )
 
 
@@ -537,7 +548,7 @@ def mujoco_v5() -> Suite:
     """Ours: SAC (Haarnoja et al., 2018b) and friends on MuJoCo v5, one million agent steps, of which no table is published.
 
     ace: the preset ace_mujoco, with networks of 1024; layer_norm: in actor and critics; redo: tau 0.1 every 1,000 gradient steps; reset: of
-    everything every 200,000. The published column is SAC on v4.
+    everything every 200,000, at the laptop's budget every 50,000. The published column is SAC on v4.
     """
     run: dict[str, Any] = {"env": "mujoco/Hopper-v5", **CONTROL_RUN}
     sac = Experiment(agent=SAC(), **run)
@@ -545,7 +556,7 @@ def mujoco_v5() -> Suite:
         "sac": sac,
         "layer_norm": dataclasses.replace(sac, interventions=("layer_norm",)),
         "redo": dataclasses.replace(sac, interventions=("redo:tau=0.1,period=1000",)),
-        "reset": dataclasses.replace(sac, interventions=("reset:period=200000",)),
+        "reset": dataclasses.replace(sac, interventions=("reset:period=50000",)),
         "ace": ace_arms(ACE(), run)["ace"],
         "ace_small": ace_small_arm(run),
     }
@@ -555,6 +566,7 @@ def mujoco_v5() -> Suite:
         seeds=SEEDS,
         steps={"laptop": 200_000, "paper": 1_000_000},
         baselines=against(arms, "sac"),
+        paper={"reset": dataclasses.replace(sac, interventions=("reset:period=200000",))},
         laptop_tasks=("mujoco/HalfCheetah-v5", "mujoco/Hopper-v5"),
         laptop_seeds=THREE,
         evaluations=10,
@@ -666,7 +678,7 @@ def changing_suite(
         baselines=against(arms, name),
         laptop_tasks=laptop_tasks,
         laptop_seeds=THREE,
-        points=80,
+        width=PERIOD // PARTS,
         fresh="fresh",
     )
 

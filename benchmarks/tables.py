@@ -12,7 +12,7 @@ from ..training import Experiment
 from .changing import areas, changing_sheets, turns_of
 from .published_ import Column, Published, all_mismatches, normalised
 from .results_ import Point, Row, paths, read_curves, read_finished, read_rows
-from .sheet import Sheet, cells, spread, verdict
+from .sheet import FEW, Sheet, cells, few, notes_on_pairs, spread, verdict
 from .stats import (
     Array,
     Statistic,
@@ -25,9 +25,6 @@ from .stats import (
     stratified_interval,
 )
 from .suites import Budget, Suite
-
-ENOUGH = 5  # runs of a task, below which FEW is said
-FEW = f"Intervals from fewer than {ENOUGH} runs of a task are too narrow."
 
 # arm -> task -> seed -> mean return of the last evaluation, or while training
 Returns = dict[str, dict[str, dict[int, float]]]
@@ -42,15 +39,12 @@ def gather(name: str, suite: Suite, out: Path | None, results: Path | None) -> t
     ValueError in one line where there are none, or where they are not to be compared.
     """
     table, curves = paths(name, results) if results else (None, None)
-    rows = {row.key: row for row in read_rows(table)} if table else {}
+    stored = read_rows(table) if table else []
     points = read_curves(curves) if curves and curves.exists() else []
     drawn = {point[:3] for point in points}
-    found, fresh = read_finished(out, name, suite.arms, suite.points) if out else ([], [])
-    for row in found:
-        known = rows.setdefault(row.key, row)
-        if known.digest != row.digest:
-            raise ValueError(f"{row.directory} and {known.directory} are one arm, task and seed of two configurations")
-    check_comparable(rows.values())
+    found, fresh = read_finished(out, name, suite.arms, suite.width) if out else ([], [])
+    check_rows(name, suite, [*stored, *found])
+    rows = {row.key: row for row in [*found, *stored]}
     wanted = {row.key[1:] for row in rows.values()}
     points += [point for point in fresh if point[:3] not in drawn]
     return sorted(rows.values()), [point for point in points if point[:3] in wanted]
@@ -72,24 +66,35 @@ def check_comparable(rows: Iterable[Row]) -> None:
         raise ValueError(f"runs under different Atari protocols are not compared: {said}")
 
 
-def check_rows(name: str, suite: Suite, rows: Iterable[Row]) -> None:
-    """ValueError, in one line, for a row that is none of the suite's: another suite, arm, task or configuration."""
+def check_rows(name: str, suite: Suite, rows: Sequence[Row]) -> None:
+    """ValueError, in one line, for rows that are none of the suite's (another suite, arm, task or configuration) or do not go together.
+
+    An arm is that of one budget throughout. Lengths and protocols: `check_comparable`.
+    """
+    misfits: dict[str, dict[Budget, Row]] = defaultdict(dict)  # arm -> budget -> a row that is not of it
     for row in rows:
         if row.suite != name:
             raise ValueError(f"{row.directory} is a run of the suite {row.suite}, not of {name}")
         if row.arm not in suite.arms or row.task not in suite.tasks:
             raise ValueError(f"{row.directory}: {name} has no arm {row.arm} on {row.task}")
-        if row.digest not in {ours(suite, row, budget).digest() for budget in suite.steps}:
+        others = [budget for budget in suite.steps if row.digest != ours(suite, row, budget).digest()]
+        if len(others) == len(suite.steps):
             raise ValueError(f"{row.directory} has another configuration ({row.digest}) than {row.arm} of {name}")
+        misfits[row.arm] |= dict.fromkeys(others, row)
+    for arm, by_budget in misfits.items():
+        if len(by_budget) == len(suite.steps):
+            said = " and ".join(f"{row.directory} is not as at the {budget}'s" for budget, row in by_budget.items())
+            raise ValueError(f"runs of {arm} at different budgets are not summed up: {said}")
+    check_comparable(rows)
 
 
-def returns_of(suite: Suite, rows: Iterable[Row], points: Sequence[Point]) -> Returns:
+def returns_of(suite: Suite, rows: Sequence[Row], points: Sequence[Point]) -> Returns:
     """Arms in the order of the suite, those without a run left out; runs that were not evaluated are no runs.
 
     Of tasks that change, the mean return over all turns takes the place of the last evaluation.
     """
     returns: Returns = {arm: {task: {} for task in suite.tasks} for arm in suite.arms}
-    turning = areas(turns_of(points, suite.tasks, suite.points)) if suite.fresh else {}
+    turning = areas(turns_of(rows, points)) if suite.fresh else {}
     for row in rows:
         if row.arm not in returns or row.task not in returns[row.arm]:
             raise ValueError(f"{row.directory}: the suite has no arm {row.arm} on {row.task}")
@@ -157,16 +162,18 @@ def sheets(suite: Suite, rows: Sequence[Row], points: Sequence[Point]) -> list[S
         made = [arms_sheet(suite, scores, tasks, unit), *made]
         if pairs := differences_sheet(suite, scores, tasks):
             made.append(pairs)
-    made += turn_sheets(suite, returns, points, tasks)
+    made += turn_sheets(suite, returns, rows, points, tasks)
     experiments = {(row.arm, row.task): ours(suite, row) for row in rows}
     return made + published_sheets(suite, returns, scores, tasks, experiments)
 
 
-def turn_sheets(suite: Suite, returns: Returns, points: Sequence[Point], tasks: Sequence[str]) -> list[Sheet]:
+def turn_sheets(
+    suite: Suite, returns: Returns, rows: Sequence[Row], points: Sequence[Point], tasks: Sequence[str]
+) -> list[Sheet]:
     """Returns by turn, gap to a fresh network and recovery; none where tasks stay."""
     if suite.fresh is None:
         return []
-    return changing_sheets(turns_of(points, tasks, suite.points), list(returns), tasks, suite.fresh)
+    return changing_sheets(turns_of(rows, points), list(returns), tasks, suite.fresh)
 
 
 def ours(suite: Suite, row: Row, budget: Budget = "laptop") -> Experiment[Any]:
@@ -195,9 +202,9 @@ def arms_sheet(suite: Suite, scores: Returns, tasks: Sequence[str], unit: str) -
             )
         )
     columns = ("arm", "runs", "IQM", "95 % interval", *extra)
-    fewest = min(len(task) for by_task in scores.values() for task in arrays(by_task, tasks) if len(task))
+    notes = (FEW,) * few(*(arrays(by_task, tasks) for by_task in scores.values()))
     measured = "Episodes of all turns" if suite.fresh else "Last evaluation"
-    return Sheet(f"{measured}: IQM of {unit}", columns, lines, (FEW,) if fewest < ENOUGH else ())
+    return Sheet(f"{measured}: IQM of {unit}", columns, lines, notes)
 
 
 def means_sheet(returns: Returns, tasks: Sequence[str]) -> Sheet:
@@ -214,10 +221,11 @@ def means_sheet(returns: Returns, tasks: Sequence[str]) -> Sheet:
 
 def differences_sheet(suite: Suite, scores: Returns, tasks: Sequence[str]) -> Sheet | None:
     """Every arm less its baseline over the seeds that both have, and how likely a run of it beats one of the baseline."""
-    lines = []
+    lines, every = [], []
     for arm, baseline in suite.baselines.items():
         if arm in scores and baseline in scores:
             paired = [differences(scores[arm][task], scores[baseline][task]) for task in tasks]
+            every.append(paired)
             better = probability_of_improvement(arrays(scores[arm], tasks), arrays(scores[baseline], tasks))
             interval = stratified_interval(paired)
             chance = f"{better.estimate:.2f} ({better.low:.2f} to {better.high:.2f})"
@@ -228,7 +236,8 @@ def differences_sheet(suite: Suite, scores: Returns, tasks: Sequence[str]) -> Sh
                 )
             )
     columns = ("arm less baseline", "pairs", "IQM", "95 % interval", "", "P(better)")
-    return Sheet("Differences of paired seeds, in the same unit", columns, lines) if lines else None
+    title = "Differences of paired seeds, in the same unit"
+    return Sheet(title, columns, lines, notes_on_pairs(every)) if lines else None
 
 
 def published_sheets(
@@ -257,7 +266,11 @@ def published_sheets(
         theirs = lines[0][0]
         length = "a length not stated" if theirs.agent_steps is None else f"{theirs.agent_steps:,} agent steps"
         differs = all_mismatches((theirs, experiment) for theirs, experiment, _ in lines)
-        note = f"≠ Their protocol differs: {'; '.join(differs)}." if differs else "Their protocol is ours."
+        note = (
+            f"≠ Their protocol differs: {'; '.join(differs)}."
+            if differs
+            else "No difference in version, length, sticky actions, ends at a lost life, or training and evaluation."
+        )
         made.append(
             Sheet(
                 f"Beside {source}: {metric} after {length}" + (" ≠" if differs else ""),
@@ -310,7 +323,7 @@ def rows_sheet(rows: Sequence[Row]) -> Sheet:
     lines = [
         (
             *(row.arm, row.task, str(row.seed), f"{row.final_return:.6g}", str(row.agent_steps), row.protocol),
-            *(row.directory, row.digest, row.commit[:12], row.finished),
+            *(row.directory, row.digest, " ".join(row.commits), row.finished),
         )
         for row in rows
     ]

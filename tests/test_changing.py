@@ -14,29 +14,42 @@ from resprout.benchmarks.suites import SUITES
 from resprout.training.__main__ import dispatch
 
 TASK = "changing/CartPole-physics@100"
-PARTS = 8  # of runs of 200 or 400 agent steps: four or two to a turn
+WIDTH = 100 // changing.PARTS  # agent steps of a point
 
 
-def points(arm: str, seed: int, values: list[float | None], length: int = 200) -> list[results.Point]:
+def row(arm: str, seed: int, steps: int = 200) -> results.Row:
+    texts = {"suite": "changing", "arm": arm, "task": TASK}
+    numbers = {"seed": seed, "agent_steps": steps, "gradient_steps": 0, "final_return": np.nan, "episodes": 0}
+    where = dict.fromkeys(("protocol", "digest", "commit", "resprout", "jax", "directory", "finished"), "")
+    return results.Row(**texts, **numbers, steps_per_second=1.0, peak_memory_bytes=0, **where)
+
+
+def points(arm: str, seed: int, values: list[float | None]) -> list[results.Point]:
     return [
-        results.Point(arm, TASK, seed, length * part // PARTS, "episode/return", value)
+        results.Point(arm, TASK, seed, WIDTH * part, "episode/return", value)
         for part, value in enumerate(values, start=1)
         if value is not None
     ]
 
 
-def test_curves_are_cut_at_the_changes() -> None:
-    found = changing.turns_of(points("a", 0, [1, 2, 3, 4, None, 6, 7, 8]), [TASK], PARTS)
-    np.testing.assert_array_equal(found["a"][TASK][0], [[1, 2, 3, 4], [np.nan, 6, 7, 8]])
-    assert changing.areas(found) == {"a": {TASK: {0: 31 / 7}}}
-    four = changing.turns_of(points("a", 0, [1, 2, 3, 4, 5, 6, 7, 8], 400), [TASK], PARTS)
-    np.testing.assert_array_equal(four["a"][TASK][0], [[1, 2], [3, 4], [5, 6], [7, 8]])
+@pytest.mark.parametrize(("steps", "turns"), [(300, 3), (200, 2), (299, 2), (100, 1), (99, 0)])
+def test_curves_are_cut_at_the_changes_whatever_the_length_of_the_run(steps: int, turns: int) -> None:
+    """Points that tell their turn, the last of the run without an episode."""
+    values = [1.0 + step // 100 for step in range(0, steps, WIDTH)]
+    found = changing.turns_of([row("a", 0, steps)], points("a", 0, [*values[:-1], None]))
+    if not turns:
+        assert found.get("a", {}) == {}
+        return
+    cut = found["a"][TASK][0]
+    assert cut.shape == (turns, changing.PARTS)
+    for turn, each in enumerate(cut, start=1):
+        assert set(each[~np.isnan(each)]) == {turn}
+    assert np.isnan(cut).sum() == (steps % 100 == 0)
 
 
-def test_what_is_no_whole_turn_is_left_out() -> None:
-    assert changing.turns_of(points("a", 0, [1.0] * 8, 80), [TASK], PARTS) == {}
-    two = changing.turns_of(points("a", 0, [1, 2, 3, 4, 5, 6, 7, 8], 250), [TASK], PARTS)  # 3.2 parts to a turn
-    assert two["a"][TASK][0].tolist() == [[1, 2, 3], [4, 5, 6]]
+def test_the_area_is_the_mean_of_what_was_measured() -> None:
+    found = changing.turns_of([row("a", 0)], points("a", 0, [1.0, None, *[2.0] * 18]))
+    assert changing.areas(found) == {"a": {TASK: {0: 37 / 19}}}
 
 
 def test_recovery_is_the_first_part_at_nine_tenths_of_the_fresh_gain() -> None:
@@ -46,19 +59,20 @@ def test_recovery_is_the_first_part_at_nine_tenths_of_the_fresh_gain() -> None:
 
 
 def test_the_gap_and_the_time_to_recover_by_hand() -> None:
-    """Second turn: fresh gains 0 to 10 (9 is recovered); seed 0 gets there in its third part of 25 steps, seed 1 never."""
+    """Second turn: fresh gains 0 to 10 (9 is recovered); seed 0 gets there in its eighth part of 10 steps, seed 1 never."""
+    fresh = [0.0] * 10 + [0, 0, 0, 0, 0, 4, 4, 8, 8, 10]
     every = [
-        *points("fresh", 0, [0, 0, 0, 0, 0, 4, 8, 10]),
-        *points("fresh", 1, [0, 0, 0, 0, 0, 4, 8, 10]),
-        *points("a", 0, [9, 9, 9, 9, 1, 1, 9, 9]),
-        *points("a", 1, [9, 9, 9, 9, 1, 1, 1, 1]),
+        *points("fresh", 0, fresh),
+        *points("fresh", 1, fresh),
+        *points("a", 0, [9.0] * 10 + [1.0] * 7 + [9.0] * 3),
+        *points("a", 1, [9.0] * 10 + [1.0] * 10),
     ]
-    turns = changing.turns_of(every, [TASK], PARTS)
+    turns = changing.turns_of([row(arm, seed) for arm in ("a", "fresh") for seed in (0, 1)], every)
     by_turn, change = changing.changing_sheets(turns, ["a", "fresh"], [TASK], "fresh")
-    assert by_turn.lines == [("a", "2", "9.00", "3.00"), ("fresh", "2", "0.00", "5.50")]
-    ((arm, pairs, gap, _, _, steps, missed),) = change.lines
-    assert (arm, pairs, gap) == ("a", "2", "-2.500")  # (5 - 5.5 + 1 - 5.5) / 2
-    assert (steps, missed) == ("88", "50%")  # (75 + 100) / 2
+    assert by_turn.lines == [("a", "2", "9.00", "2.20"), ("fresh", "2", "0.00", "3.40")]
+    ((arm, pairs, gap, _, said, steps, missed),) = change.lines
+    assert (arm, pairs, gap, said) == ("a", "2", "-1.200", "too few pairs")  # (3.4 - 3.4 + 1 - 3.4) / 2
+    assert (steps, missed) == ("90", "50%")  # (80 + 100) / 2
     assert len(changing.changing_sheets(turns, ["a"], [TASK], "missing")) == 1
 
 
@@ -69,7 +83,7 @@ def test_every_arm_differs_from_the_plain_one_and_parts_fit_turns(name: str) -> 
     for task in suite.tasks:
         for steps in suite.steps.values():
             assert steps % changing.parse(task)[1] == 0
-        assert suite.points * changing.parse(task)[1] % suite.steps["laptop"] == 0
+        assert suite.width * changing.PARTS == changing.parse(task)[1]
     assert len({arm.interventions for arm in suite.arms.values()}) == len(suite.arms)
 
 
@@ -79,7 +93,7 @@ def test_a_suite_of_changing_tasks_end_to_end(tmp_path: Path) -> None:
     suite = SUITES["changing"]()
     task, steps = "changing/CartPole-physics@25000", 1_000
     short = "changing/CartPole-physics@250"
-    small = dataclasses.replace(suite, tasks=(short,), steps={"laptop": steps, "paper": steps})
+    small = dataclasses.replace(suite, tasks=(short,), steps={"laptop": steps, "paper": steps}, width=25)
     assert task in suite.tasks
     every = runner.runs(small, ["dqn", "fresh"], [short], [0, 1], steps, tmp_path / "out")
     console = Console(file=io.StringIO(), width=200)
@@ -95,7 +109,7 @@ def test_a_suite_of_changing_tasks_end_to_end(tmp_path: Path) -> None:
     ]
     page = report.body("changing", small, "", rows, points, tmp_path / "out")
     assert "Changes of task" in page and "steps to recover" in page and "episodes of all turns" in page
-    found, curves = results.read_finished(tmp_path / "out", "changing", small.arms, small.points)
+    found, curves = results.read_finished(tmp_path / "out", "changing", small.arms, small.width)
     assert results.add(found, curves, "changing", tmp_path) == 4
     kept = tables.sheets(small, *tables.gather("changing", small, None, tmp_path))
     assert [sheet.title for sheet in kept] == [sheet.title for sheet in made]

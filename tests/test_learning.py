@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from resprout.benchmarks.learning import Curve, plot, read, table
+from resprout.agents import DQN
+from resprout.benchmarks.learning import Curve, plot, read, table, told_apart
+from resprout.training import Experiment
 
 RESULTS = """\
 schema,arm,task,seed,step,fau/critic,eval/return
@@ -28,7 +30,7 @@ def test_results_and_a_peer_are_summed_up_by_task_and_arm(tmp_path):
         json.dumps({"peer": "peer", "version": "1.0", "env": "Hopper-v4", "seed": 0, "curve": [[20, [3.0, 5.0]]]})
     )
     read_all = [*read(curves), *read(peer)]
-    assert read_all[0] == Curve("ace", "Hopper-v4", 0, "eval/return", [(10, 3.0), (20, 5.0)])
+    assert read_all[0] == Curve("ace", "Hopper-v4", 0, "eval/return", [(10, 3.0), (20, 5.0)], {})
     assert table(read_all) == TABLE
     plot(read_all, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -40,3 +42,24 @@ def test_what_is_not_there_is_said(tmp_path):
     curves.write_text(RESULTS)
     with pytest.raises(ValueError, match="has no srank/critic"):
         read(curves, "srank/critic")
+
+
+def test_configurations_of_one_name_are_told_apart_and_no_seed_counts_twice(tmp_path):
+    def run(name, value, seed=0, **changes):
+        path = tmp_path / name
+        path.mkdir()
+        experiment = Experiment(agent=DQN(warmup=10), env="minatar/Breakout", seed=seed, out=str(path), **changes)
+        (path / "config.json").write_text(json.dumps({"experiment": experiment.to_json()}))
+        (path / "metrics.jsonl").write_text(json.dumps({"step": 20, "eval/return": value}) + "\n")
+        return read(path)
+
+    plain = [*run("a", 1.0), *run("b", 3.0, seed=1, steps=20)]
+    assert [curve.agent for curve in told_apart(plain)] == ["resprout dqn"] * 2
+    every = told_apart([*plain, *run("c", 5.0, replay="reshuffled")])
+    assert [curve.agent for curve in every] == [
+        *["resprout dqn (replay uniform)"] * 2,
+        "resprout dqn (replay reshuffled)",
+    ]
+    assert "| 20 | 1, 3 | 2 | 1 to 3 |" in table(every) and "| 20 | 5 | 5 | 5 to 5 |" in table(every)
+    with pytest.raises(ValueError, match="seed 0 of resprout dqn on Breakout is there twice"):
+        told_apart([*plain, *run("d", 5.0, steps=100)])

@@ -4,6 +4,8 @@ import dataclasses
 import io
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -253,6 +255,44 @@ def test_add_refuses_what_does_not_belong(tiny, finish, tmp_path, capsys):
     assert not folder.exists()
 
 
+def test_add_refuses_rows_beside_older_ones_of_another_configuration(tiny, finish, tmp_path, capsys):
+    """An arm that was changed since: its new runs do not go beside its old ones."""
+    folder = tmp_path / "results"
+    finish("a", FIRST, 0, 1.0)
+    assert tiny("add", "tiny", tmp_path / "out", "--results", folder) == 0
+    old = results.read_rows(folder / "tiny.csv")
+    results.write_rows(folder / "tiny.csv", [dataclasses.replace(old[0], digest="0" * 16)])
+    before = (folder / "tiny.csv").read_bytes()
+    finish("a", FIRST, 1, 2.0)
+    capsys.readouterr()
+    assert tiny("add", "tiny", tmp_path / "out", "--results", folder) == 2
+    assert "another configuration (0000000000000000)" in capsys.readouterr().err
+    assert (folder / "tiny.csv").read_bytes() == before
+
+
+def test_two_that_add_at_once_wait_for_each_other(real, tmp_path):
+    row = results.row_of(real, "tiny", "a")
+    others = [dataclasses.replace(row, seed=seed) for seed in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        with results._alone_in(tmp_path):
+            every = [pool.submit(results.add, [each], [], "tiny", tmp_path) for each in others]
+            time.sleep(0.3)
+            assert not any(each.done() for each in every) and list(tmp_path.iterdir()) == []
+        assert [each.result() for each in every] == [1] * 8
+    assert [row.seed for row in results.read_rows(tmp_path / "tiny.csv")] == list(range(8))
+
+
+def test_a_row_names_every_commit_that_trained_it(real, tmp_path):
+    directory = tmp_path / "run"
+    begun = dataclasses.replace(TINY.experiment("a", FIRST, 0, 120, str(directory)), save_replay=True)
+    train(begun, quiet=True)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"git_commit": "a1b2"}))
+    train(dataclasses.replace(begun, steps=150), resume=directory, quiet=True)
+    now = config["git_commit"]
+    assert results.row_of(directory, "tiny", "a").commit == " ".join(["a1b2", *([now] if now else [])])
+
+
 def test_rows_of_other_suites_arms_and_protocols_are_refused(real):
     row = results.row_of(real, "tiny", "a")
     tables.check_rows("tiny", TINY, [row])
@@ -264,6 +304,11 @@ def test_rows_of_other_suites_arms_and_protocols_are_refused(real):
     ):
         with pytest.raises(ValueError, match=message):
             tables.check_rows("tiny", TINY, [dataclasses.replace(row, **change)])
+    later = dataclasses.replace(TINY, paper={"a": dataclasses.replace(TINY.arms["a"], replay="reshuffled")})
+    paper = dataclasses.replace(row, seed=1, digest=later.experiment("a", FIRST, 1, 150, "", "paper").digest())
+    tables.check_rows("tiny", later, [paper])
+    with pytest.raises(ValueError, match=r"runs of a at different budgets .* not as at the paper's and .* laptop's"):
+        tables.check_rows("tiny", later, [row, paper])
     atari = [dataclasses.replace(row, task="atari/Pong", protocol=name, seed=seed) for seed, name in enumerate("xy")]
     with pytest.raises(ValueError, match=r"different Atari protocols are not compared: .* is under x, .* is under y"):
         tables.check_comparable(atari)
@@ -284,7 +329,7 @@ def test_scores_are_relative_to_the_first_arm_that_has_every_task(finish, tmp_pa
     said = summed_up(tmp_path / "out")
     assert "2.500" in said  # 50 / 20
     assert "-2.000" in said  # (10 - 50) / 20
-    assert "a (of 1 tasks)" in said and "one pair shows nothing" in said and "none of one run" in said
+    assert "a (of 1 tasks)" in said and "too few pairs" in said and "none of one run" in said
 
 
 def test_returns_of_a_single_task_stay_as_they_are(finish, tmp_path):
@@ -293,16 +338,26 @@ def test_returns_of_a_single_task_stay_as_they_are(finish, tmp_path):
         finish("b", FIRST, seed, value + 2)
     said = summed_up(tmp_path / "out")
     assert "-1.000" in said and "-3.000 to 1.000" in said
-    assert "2.000 to 2.000" in said and "no difference shown" not in said
+    assert "2.000 to 2.000" in said and "too few pairs" in said
     assert "0.75 (0.00 to 1.00)" in said  # of four pairs 3 and -1 win all but one
     assert "-1.0 ± 2.8" in said and "fewer than 5 runs" in said
 
 
-def test_an_interval_around_zero_is_called_no_difference(finish, tmp_path):
-    for seed, difference in enumerate([-1.0, 1.0, 0.5]):
+@pytest.mark.parametrize(
+    ("differences", "said"),
+    [
+        ([-1.0, 1.0, 0.5, -0.2, 0.1], "no difference shown"),
+        ([1.0, 2.0, 0.5, 0.2, 0.1], ""),
+        ([1.0, 2.0, 0.5, 0.2], "too few pairs"),
+    ],
+)
+def test_a_difference_is_shown_by_enough_pairs_on_one_side_of_zero(finish, tmp_path, differences, said):
+    for seed, difference in enumerate(differences):
         finish("a", FIRST, seed, 5.0)
         finish("b", FIRST, seed, 5.0 + difference)
-    assert "no difference shown" in summed_up(tmp_path / "out")
+    *_, paired = tables.sheets(TINY, *tables.gather("tiny", TINY, tmp_path / "out", None))
+    assert paired.lines[0][1] == str(len(differences)) and paired.lines[0][4] == said
+    assert bool(paired.notes) == (said == "too few pairs")
 
 
 def test_what_cannot_be_summed_up_is_one_line_and_the_rest_is_told(finish, tmp_path):
@@ -387,7 +442,7 @@ def test_a_published_aggregate_stands_beside_ours_only_when_every_task_has_a_run
     assert aggregate.lines == [
         ("iqm, 10 tasks", "sac-rr1", "450.000 (none of one run)", "SAC, RR 1, no resets", "577.6 (546 to 607), 10 runs")
     ]
-    assert aggregate.notes == ("Their protocol is ours.",)
+    assert aggregate.notes[0].startswith("No difference in version, length")
     assert len(by_title["Beside nikishin_curves: eval_return after 2,000,000 agent steps"].lines) == 10
     assert not [sheet for sheet in sheets_of(suite, rows[1:]) if "iqm_return" in sheet.title]
 
@@ -417,4 +472,4 @@ def test_every_stored_result_belongs_to_its_suite():
         if path.stem.endswith("-curves"):
             assert results.read_curves(path)
         elif path.stem in dict(bench_command.names()):
-            tables.check_comparable(results.read_rows(path))
+            tables.check_rows(path.stem, SUITES[path.stem](), results.read_rows(path))

@@ -1,6 +1,8 @@
 """Suites: what they hold, which runs are left to do, how processes are started and stopped, how runs are summed up."""
 
 import dataclasses
+import fcntl
+import inspect
 import io
 import json
 import signal
@@ -17,6 +19,7 @@ from resprout.agents import DQN
 from resprout.benchmarks import runner, tables
 from resprout.benchmarks.suites import SUITES, Suite
 from resprout.envs import make
+from resprout.interventions import METHODS
 from resprout.training import Experiment
 from resprout.training import __main__ as command_line
 from resprout.training.run import Run
@@ -101,6 +104,22 @@ def test_budgets_of_a_suite_differ_where_it_says_so():
         period = int(made[budget]["redo"].acting[0].spec.partition("period=")[2].partition(",")[0])
         updates = steps - made[budget]["redo"].agent.warmup
         assert updates // period == (9 if budget == "laptop" else 4)
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_every_intervention_acts_within_every_budget(name):
+    suite = SUITES[name]()
+    for budget, steps in suite.steps.items():
+        for arm in suite.arms:
+            experiment = suite.experiment(arm, suite.tasks[0], 0, steps, "out", budget)
+            updates = (steps - experiment.agent.warmup) * experiment.ratio
+            for intervention in experiment.acting:
+                given = dict(field.split("=") for field in intervention.spec.partition(":")[2].split(",") if field)
+                fields = inspect.signature(METHODS[intervention.name]).parameters
+                values = {field: given.get(field, parameter.default) for field, parameter in fields.items()}
+                limits = {"period": updates, "start": updates, "step": updates, "end": updates, "every": steps}
+                for field, limit in limits.items():
+                    assert int(values.get(field) or 0) < limit, (budget, arm, intervention.spec)
 
 
 def test_a_task_may_change_the_agent():
@@ -229,6 +248,27 @@ def test_end_to_end_stopped_and_gone_on_with(tmp_path):
     assert command_line.dispatch(["bench", "table", "errr-minatar", "--out", str(tmp_path)]) == 0
 
 
+@pytest.mark.slow
+def test_runs_end_with_a_suite_that_is_killed(tmp_path):
+    flags = ["--arms", "dqn-mu2-wr", *ONE_GAME, "--steps", "200000", "--jobs", "1", "--out", str(tmp_path)]
+    process = subprocess.Popen([*COMMAND, *flags], stdout=subprocess.DEVNULL)
+    lock = tmp_path / "dqn-mu2-wr" / "minatar-Breakout" / "s0" / ".lock"
+    while not lock.exists():
+        assert process.poll() is None
+        time.sleep(0.2)
+    process.kill()
+    process.wait()
+    with lock.open() as file:  # which the run holds for as long as it lasts
+        for _ in range(100):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.1)
+        else:
+            raise AssertionError("the run goes on")
+
+
 # The command line
 
 
@@ -257,6 +297,10 @@ def test_help_without_a_suite_names_them(arguments, capsys):
         (["compare", "one", "two"], "one is not a run directory"),
         (["run", "errr-minatar", "--budget", "huge"], "--budget"),
         (["run", "errr-minatar", "--jobs", "0"], "--jobs must be at least 1"),
+        (["run", "errr-minatar", "--seeds", "0", "1", "0"], "0 is given twice"),
+        (["run", "errr-minatar", "--arms", "c51-mu2-wr", "c51-mu2-wr"], "c51-mu2-wr is given twice"),
+        (["run", "errr-minatar", "--out", f"{__file__}/out"], "test_suites.py is no directory"),
+        (["add", "errr-minatar", "runs", "--results", __file__], "test_suites.py is no directory"),
         (["run", "errr-minatar", "--arms", "dqn"], "--arms"),
         (["run", "errr-minatar", "--tasks", "minatar/Pong"], "--tasks"),
         (["run", "errr-minatar", "--steps", "100"], "warm-up of 5000 agent steps"),

@@ -151,6 +151,30 @@ def test_a_signal_saves_and_says_how_to_go_on(number: int, code: int, tmp_path: 
     assert json.loads((out / "summary.json").read_text())["agent_steps"] == step + 200
 
 
+def test_the_commit_is_that_of_a_checkout_which_knows_the_code(tmp_path, monkeypatch):
+    def git(*arguments):
+        who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        done = subprocess.run(["git", "-C", tmp_path, *who, *arguments], check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    file, other = tmp_path / "run.py", tmp_path / "other.py"
+    monkeypatch.setattr(run_module, "__file__", str(file))
+    for path in (file, other):
+        path.write_text("")
+    assert run_module._git_commit() is None
+    git("init", "--quiet")
+    git("add", "other.py")
+    git("commit", "--quiet", "--message", "other")
+    assert run_module._git_commit() is None  # as of a package installed inside a project of somebody's
+    git("add", "run.py")
+    git("commit", "--quiet", "--message", "run")
+    git("tag", "v1")
+    head = git("rev-parse", "HEAD")
+    assert run_module._git_commit() == head
+    other.write_text("changed")
+    assert run_module._git_commit() == f"{head}+dirty"
+
+
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_ends_an_evaluation_at_once(second: int, tmp_path: Path) -> None:
     """Of either kind, and in a job that a shell has started in the background, where SIGINT is ignored from the start."""

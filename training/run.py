@@ -432,7 +432,7 @@ class Run:
             "sources": [past.to_json() for past in self.past],
             "devices": [str(device) for device in jax.devices()],
             "shared_by": self.shared_by,
-            "git_commit": _git_commit(),
+            "git_commit": " ".join(self._commits()) or None,
         }
         checkpoint.write_atomically(self.output / "config.json", json.dumps(config, indent=2))
         if self.experiment.save_replay:
@@ -440,6 +440,13 @@ class Run:
             replay.mkdir(exist_ok=True)
             description = describe_replay(self.experiment, self.env.spec).to_json()
             checkpoint.write_atomically(replay / DESCRIPTION, json.dumps(description, indent=2))
+
+    def _commits(self) -> list[str]:
+        """Of the code that this run was trained by, oldest first: more than one where it was gone on with after a change."""
+        config = self.output / "config.json"
+        before = json.loads(config.read_text()).get("git_commit") if config.exists() else None
+        commits, now = (before or "").split(), _git_commit()
+        return commits if now is None or now in commits[-1:] else [*commits, now]
 
     # Training
 
@@ -761,9 +768,12 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """Of the checkout this code runs from, if it is one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    """Of the checkout this code runs from, +dirty where a file of it has been changed since; None if it is none."""
+    here = Path(__file__)
+    git = ["git", "-C", str(here.parent)]
+    try:  # installed inside somebody's checkout, this file is not one of those that git knows there
+        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True)
+        describe = [*git, "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+dirty"]
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
