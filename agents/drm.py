@@ -23,13 +23,14 @@ class DrM(DrQv2):
     dormant_tau: float = 0.025  # a unit of the actor is dormant below this share of its layer's mean |output|
     awake_below: float = 0.2  # dormant ratio below which the agent is awake, and around which noise and trust turn
     noise_temperature: float = 0.1  # dormant ratio; how gradually noise turns
+    noise_scale: float = 1.0  # the largest noise; one version of the authors' code for DeepMind Control has 0.8
     trust_temperature: float = 0.02  # dormant ratio; how gradually trust in the value network turns
     trust: float = 0.6  # largest share of the value network in what is bootstrapped from
     expectile: float = 0.9  # of the critic's values, that the value network learns; Adroit 0.7
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("noise_temperature", "trust_temperature"):
+        for name in ("noise_temperature", "noise_scale", "trust_temperature"):
             require(getattr(self, name) > 0, name, getattr(self, name), "positive")
         for name in ("dormant_tau", "awake_below"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "zero or more")
@@ -87,8 +88,8 @@ def expectile_loss(error: jax.Array, expectile: float) -> jax.Array:
 
 
 def exploration(config: DrM, dormancy: jax.Array | float) -> jax.Array:
-    """Standard deviation of the noise that the dormant ratio asks for; () in (0, 1)."""
-    return jax.nn.sigmoid((dormancy - config.awake_below) / config.noise_temperature)
+    """Standard deviation of the noise that the dormant ratio asks for; () in (0, noise_scale)."""
+    return config.noise_scale * jax.nn.sigmoid((dormancy - config.awake_below) / config.noise_temperature)
 
 
 def exploitation(config: DrM, dormancy: jax.Array | float) -> jax.Array:

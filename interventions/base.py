@@ -36,13 +36,22 @@ class Context:
     gradient_step: Step  # taken so far, the one just taken included
     agent_step: Step  # taken so far, in all environments of one seed
     network: Network
-    inputs: tuple[Any, ...]  # of the network, [B, ...]: the transitions just learnt from, or a fresh uniform draw
+    given: tuple[Any, ...] | Callable[[], tuple[Any, ...]]  # `inputs`, or what makes them
     learner: str = "network"  # its name in the agent's state
     batch: Any = None  # the transitions of `inputs`, a Batch; None in a loop of one's own
     state: PyTree = None  # of the agent, before this intervention touched any of its learners
     networks: Mapping[str, Network] = field(default_factory=dict)  # of all its learners
     task: Step = 0  # number of the task, in loops that have several
     now: bool = False  # due, whatever a schedule says
+    common_key: jax.Array | None = None  # as key, but the same for all learners; None in a loop of one's own
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """Of the network, [B, ...]: the transitions just learnt from, or a fresh uniform draw.
+
+        What an encoder has to make of them first is made where it is asked for: under a condition, only when that holds.
+        """
+        return self.given() if callable(self.given) else self.given
 
     @functools.cached_property
     def graph(self) -> LayerGraph:

@@ -106,7 +106,7 @@ def dormancy_perturb(
             require(hasattr(context.state, "dormancy"), "measure=state needs an agent whose state has a dormancy: drm")
             dormancy = context.state.dormancy
         else:
-            measured, params = (context, learner.params) if of in (None, context.learner) else other(context, str(of))
+            measured, params = (context, learner.params) if of is None else other(context, of)
             dormancy = dormancy_of(measured, params, measure, tau, strict)
         keep = jnp.clip(1 - k * dormancy, low, high)
         mask = dense_mask(learner.params) if entries == "dense" else jax.tree.map(lambda leaf: True, learner.params)
@@ -118,13 +118,13 @@ def dormancy_perturb(
 
 
 def other(context: Context, name: str) -> tuple[Context, PyTree]:
-    """The same transitions and key as another learner of the agent sees them, and its parameters."""
+    """The transitions as a learner of the agent sees them, with a key that all learners share, and its parameters."""
     having = [learner for learner, network in context.networks.items() if network.apply is not None]
     require(name in having, f"of must be one of {', '.join(having) or 'no others'}, not {name}")
     network = context.networks[name]
-    seen = dataclasses.replace(
-        context, learner=name, network=network, inputs=network.inputs_in(context.state, context.batch)
-    )
+    given = network.inputs_in(context.state, context.batch)
+    key = context.key if context.common_key is None else context.common_key
+    seen = dataclasses.replace(context, key=key, learner=name, network=network, given=given)
     return seen, getattr(context.state, name).params
 
 

@@ -252,6 +252,10 @@ def test_policys_gradient_dormancy_decides_for_policy_and_critics() -> None:
         assert not np.allclose(*draws, atol=1e-2)  # the target has draws of its own
         assert_equal((after.temperature, after.causal_weights), (state.temperature, state.causal_weights))
     assert_equal(act(state, acting.init(state), batch, step + 1, step)[0], state)
+    noisy = jax.jit(Acting(dormancy_perturb(of="actor", tau=0.6), agent, jax.random.key(5)).update)
+    for key in range(5):  # where the noise of the loss decides what is dormant, it is one noise for both
+        info = noisy(trained, acting.init(trained), random_batch(jax.random.key(key), size=64), step, step)[2]
+        assert info["actor/dormancy"] == info["critic/dormancy"] > 0
 
 
 @pytest.mark.parametrize("name", ["ace_mujoco", "ace_small"])

@@ -80,6 +80,7 @@ def test_c1_silent_hidden_units_count_exactly_and_after_relu():
 def test_c2_tables():
     for beta, std in ((1, 0.9997), (0.5, 0.953), (0.3, 0.731), (0.2, 0.5), (0.1, 0.269), (0, 0.119)):
         assert exploration(SMALL, beta) == pytest.approx(std, abs=1e-3)
+        assert exploration(replace(SMALL, noise_scale=0.8), beta) == pytest.approx(0.8 * std, abs=1e-3)
     for beta, trust in ((0.3, 0.004), (0.2, 0.3), (0.1, 0.596)):
         assert exploitation(SMALL, beta) == pytest.approx(trust, abs=1e-3)
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 from scipy.stats import chisquare
 
 from resprout.agents import Batch, DrQv2
@@ -15,7 +16,7 @@ from resprout.agents.augmentation import random_shift, shift
 from resprout.agents.drqv2 import ACTION_EPS, Algorithm, Encoder, noisy_action, standard_deviation, td_error
 from resprout.agents.learner import as_given
 from resprout.diagnostics import layer_graph
-from resprout.interventions import dormancy_perturb, plasticity_injection, redo, reset
+from resprout.interventions import Context, adaptive_replay_ratio, dormancy_perturb, plasticity_injection, redo, reset
 from resprout.replay import Storage, decode
 from resprout.training.intervening import Acting, build_agent, diagnose, no_dormant
 
@@ -200,6 +201,48 @@ def test_b1_the_layer_graph_sees_the_rectified_layers_of_both_heads():
         x = np.maximum(x @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])[:, None], 0)
         found = np.moveaxis(np.asarray(activations[f"heads/hidden/{name}"]), 1, 0)
         np.testing.assert_allclose(found, x, atol=1e-4)
+
+
+def rectified_layers_of(params, bias):
+    """The critic's parameters with nothing but this bias in its ReLU layers."""
+    hidden = params["params"]["heads"]["hidden"]
+    layers = {name: {"kernel": 0 * layer["kernel"], "bias": bias + 0 * layer["bias"]} for name, layer in hidden.items()}
+    return {"params": {**params["params"], "heads": {**params["params"]["heads"], "hidden": layers}}}
+
+
+def test_b1_adaptive_rr_reads_the_share_of_active_units_of_the_four_rectified_layers():
+    """About a half of a fresh critic, as NumPy counts it; 1 and 0 where the biases leave no doubt, whatever the trunk's tanh units."""
+    algorithm, state, _ = small()
+    batch, network = random_batch(size=256), algorithm.networks["critic"]
+    context = Context(KEY, 1, 0, network, partial(network.inputs_in, state, batch), "critic", batch, state)
+
+    def active(params):
+        return float(context.measure(params, "fau", ("heads",)))
+
+    params = state.critic.params
+    activations = context.activations(params)
+    layers = [np.asarray(activations[f"heads/hidden/dense_{i}"]) > 0 for i in (0, 1)]
+    assert active(params) == pytest.approx(np.mean(layers), abs=1e-6) and 0.3 < np.mean(layers) < 0.7
+    assert active(rectified_layers_of(params, 1.0)) == 1
+    assert active(rectified_layers_of(params, -1.0)) == 0
+
+
+def outside_of_conditions(jaxpr):
+    """Names of the primitives that run whatever holds."""
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        if equation.primitive.name != "cond":
+            for inner in jaxprs_in_params(equation.params):
+                yield from outside_of_conditions(inner)
+
+
+def test_adaptive_rr_encodes_a_batch_only_when_it_looks():
+    _, state, _ = small()
+    acting = Acting(adaptive_replay_ratio(layers=("heads",)), SMALL.build(Spec()), KEY)
+    step = jnp.int32(1)
+    traced = jax.make_jaxpr(acting.update)(state, acting.init(state), random_batch(), step, step)
+    names = set(outside_of_conditions(traced.jaxpr))
+    assert "cond" in names and "conv_general_dilated" not in names and "conv_general_dilated" in str(traced)
 
 
 # The update

@@ -581,7 +581,7 @@ def test_replaced_units_leave_constant_outputs(config, space):
     cbp = continual_backprop(rate=0.5, maturity=0)
     apply = jax.jit(context.network.apply)
     before = np.asarray(apply(learner.params, *inputs))
-    after, info = done(cbp, learner, replace(context, inputs=inputs))
+    after, info = done(cbp, learner, replace(context, given=inputs))
     assert all(count > 0 for count in info["replaced"].values())
     np.testing.assert_allclose(apply(after.params, *inputs), before, rtol=1e-4)
     # Without what the biases took over they differ.
@@ -602,7 +602,7 @@ def test_self_normalized_resets():
 
     @jax.jit
     def update(state, step, x):
-        seen = replace(context, gradient_step=step, inputs=(jnp.stack([x, -jnp.abs(x)]),))
+        seen = replace(context, gradient_step=step, given=(jnp.stack([x, -jnp.abs(x)]),))
         after, state, info = snr.update(learner, state, seen)
         outgoing = after.params["params"]["Dense_1"]["kernel"]
         return state, (outgoing == 0).all(axis=1), info["reset"]["Dense_0"]
@@ -685,7 +685,7 @@ def test_plasticity_injection():
     assert changed(after.params["learned"], later.params["learned"])
     assert not np.allclose(value(later.params, inputs), value(after.params, inputs))
     # The graph sees the units of all three heads.
-    graph = replace(context, inputs=(inputs,)).graph
+    graph = replace(context, given=(inputs,)).graph
     assert [layer.units for layer in graph.layers].count(4) == 3
 
 

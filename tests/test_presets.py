@@ -135,6 +135,7 @@ SOURCES |= {
     "drqv2_medium": DRQV2,
     "drqv2_hard": DRQV2 | {"std_steps": 2_000_000, "learning_rate": 8e-5, "features": 100},
     "drqv2_walker": DRQV2 | {"n_step": 1, "batch_size": 512},
+    "drqv2_walker_easy": DRQV2 | {"n_step": 1, "batch_size": 512, "std_steps": 100_000},
     "drqv2_quadruped": DRQV2 | {"capacity": 100_000},
     "arr_drqv2": DRQV2,
     "drm_dmc": DRQV2
@@ -173,6 +174,7 @@ RUNS = {  # protocol, agent steps, replay
     "drqv2_medium": (None, 3_100_000 // 2, "uniform"),
     "drqv2_hard": (None, 30_100_000 // 2, "uniform"),
     "drqv2_walker": (None, 3_100_000 // 2, "uniform"),
+    "drqv2_walker_easy": (None, 1_100_000 // 2, "uniform"),
     "drqv2_quadruped": (None, 3_100_000 // 2, "uniform"),
     "arr_drqv2": (None, 2_000_000 // 2, "uniform"),
     "drm_dmc": (None, 3_100_000 // 2, "uniform"),

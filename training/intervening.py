@@ -1,5 +1,6 @@
 """Interventions and diagnostics as a run applies them: which learner each acts on, and what it is given."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -129,18 +130,20 @@ class Acting:
     ) -> tuple[PyTree, dict[str, PyTree], dict[str, jax.Array]]:
         """The agent's state and the intervention's own, and what was done: "critic/recycled/hidden/dense_0" -> () float32."""
         memory, infos, before = dict(memory), {}, state
+        key = jax.random.fold_in(self.stream, gradient_step)
         for index, name in enumerate(self.learners):
             network = self.agent.networks[name]
             context = Context(
-                key=jax.random.fold_in(jax.random.fold_in(self.stream, gradient_step), index),
+                key=jax.random.fold_in(key, index),
                 gradient_step=gradient_step,
                 agent_step=agent_step,
                 network=network,
-                inputs=network.inputs_in(before, batch),
+                given=functools.partial(network.inputs_in, before, batch),
                 learner=name,
                 batch=batch,
                 state=before,  # what is measured of another learner is the same for all
                 networks=self.agent.networks,
+                common_key=key,
             )
             learner, memory[name], infos[name] = self.intervention.update(getattr(state, name), memory[name], context)
             state = state.replace(**{name: learner})

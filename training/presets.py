@@ -220,12 +220,17 @@ PRESETS: dict[str, Preset] = {
     ),
     "drqv2_walker": Preset(
         DrQv2(n_step=1, batch_size=512),
-        "Yarats et al. (2022), DrQ-v2's code: walker, one-step returns and batches of 512",
+        "Yarats et al. (2022), DrQ-v2's code: walker-run, one-step returns and batches of 512",
         PIXELS_RUN,
+    ),
+    "drqv2_walker_easy": Preset(
+        DrQv2(n_step=1, batch_size=512, std_steps=100_000),
+        "Yarats et al. (2022), DrQ-v2's code: walker-stand and walker-walk, 1.1 million frames",
+        PIXELS_RUN | {"steps": 550_000},
     ),
     "drqv2_quadruped": Preset(
         DrQv2(capacity=100_000),
-        "Yarats et al. (2022), DrQ-v2's code: quadruped, a replay of 100,000",
+        "Yarats et al. (2022), DrQ-v2's code: quadruped-run, a replay of 100,000; quadruped-walk is drqv2_medium",
         PIXELS_RUN,
     ),
     "arr_drqv2": Preset(
