@@ -9,7 +9,7 @@ from flax import struct
 
 from . import trees
 from .prioritized import check_exponents, new_slots, powers
-from .randomness import last_equal
+from .randomness import last_equal, without_repeats
 from .sampler import Sampler, compiled
 
 MASK = 1e-8  # factor on a masked priority: drawn only where nothing else is left
@@ -137,6 +137,7 @@ def masked(
     def update(state: MaskedState, slots: jax.Array, priorities: jax.Array) -> MaskedState:
         values = powers(priorities, alpha, minimum, state.highest)
         highest = jnp.maximum(state.highest, jnp.max(values, where=slots >= 0, initial=0))
+        slots = without_repeats(slots, capacity)
         account = _accounts(state, slots)._replace(priority=values)
         return _store(state.replace(highest=highest), slots, account)
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from . import trees
+from .randomness import without_repeats
 from .sampler import Sampler, check_capacity, compiled
 
 
@@ -63,6 +64,7 @@ def prioritized(
     def update(state: PrioritizedState, slots: jax.Array, priorities: jax.Array) -> PrioritizedState:
         values = powers(priorities, alpha, minimum, state.highest)
         highest = jnp.maximum(state.highest, jnp.max(values, where=slots >= 0, initial=0))
+        slots = without_repeats(slots, capacity)
         return state.replace(tree=trees.write(state.tree, slots, values, jnp.add), highest=highest)
 
     return compiled("prioritized", Sampler(init, add, sample, update), lambda state: state.tree[-1])

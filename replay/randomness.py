@@ -67,6 +67,12 @@ def last_equal(values: jax.Array, limit: int) -> tuple[jax.Array, jax.Array]:
     return jnp.zeros_like(order).at[order].set(before), jnp.zeros_like(again).at[order].set(~jnp.roll(again, -1))
 
 
+def without_repeats(slots: jax.Array, limit: int) -> jax.Array:
+    """[B] int32: of equal ones all but the last made -1, so that a scatter's result does not hang on its order."""
+    slots = jnp.asarray(slots, jnp.int32)
+    return jnp.where(last_equal(slots, limit)[1], slots, -1)
+
+
 class Steps(NamedTuple):
     """What B steps of a shuffle of numbered entries come to."""
 

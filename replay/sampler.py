@@ -23,7 +23,8 @@ class Sampler(NamedTuple):
         traced once.
     sample(state, batch_size) -> (state, slots [B] int32, weights [B] float32); ValueError on an empty buffer when
         called outside jit (inside, the caller vouches for at least one written slot).
-    update(state, slots [B], priorities [B]) -> state; `no_priorities` where they do not exist. Padding as in `add`.
+    update(state, slots [B], priorities [B]) -> state; `no_priorities` where they do not exist. Padding as in `add`. Of a slot
+        that is there several times the last priority counts.
 
     Arithmetic is in JAX's default float type: single precision, or double where JAX runs with x64.
     """

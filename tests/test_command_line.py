@@ -43,6 +43,20 @@ BAD_INPUT = [
     (["train", "dqn", "--env", "gym/CartPole-v1", "--replay-from"], "--replay-from needs a value"),
     (["train", "dqn", "--env", "gym/CartPole-v1", "--replay-from", "nowhere"], "nowhere/replay: no saved replay there"),
     (["train", "dqn", "--env", "gym/CartPole-v1", "--replay-from", "nowhere:1.5"], "must be between 0 and 1, not 1.5"),
+    (["train", "dqn", "--env", "gym/CartPole-v1", "--seeds_mode", "vmap"], "--seeds-mode is for several seeds"),
+    (["train", "dqn", "--env", "gym/CartPole-v1", "--seeds", "0,1", "--seeds=2,3"], "--seeds is given twice"),
+    (
+        ["train", "dqn", "--env", "gym/CartPole-v1", "--preset", "drq_eps", "--preset", "rrc_dqn"],
+        "--preset is given twice",
+    ),
+    (
+        ["train", "dqn", "--env", "gym/CartPole-v1", "--agent.loss", "lap"],
+        "prioritized or masked with minimum=0.01, not",
+    ),
+    (
+        ["train", "dqn", "--env", "gym/CartPole-v1", "--agent.loss", "lap", "--replay", "prioritized:beta=0"],
+        "prioritized or masked with minimum=0.01, not prioritized:beta=0",
+    ),
     (["list", "agnets"], "resprout list agents|envs"),
     (["diagnose", "nowhere"], "nowhere is not a run directory"),
     (

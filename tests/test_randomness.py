@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jax.extend.random import threefry_2x32
 from scipy import stats
 
-from resprout.replay.randomness import below, random_bits, shuffle_steps, stable_order, threefry
+from resprout.replay.randomness import below, random_bits, shuffle_steps, stable_order, threefry, without_repeats
 
 
 def shuffled_one_by_one(targets, entries):
@@ -92,3 +92,10 @@ def test_equal_values_stay_in_their_order(limit):
     values = np.random.default_rng(0).integers(50, size=300)
     order = stable_order(jnp.asarray(values, jnp.int32), limit)
     np.testing.assert_array_equal(order, np.argsort(values, kind="stable"))
+
+
+@given(st.lists(st.integers(-1, 6), min_size=1, max_size=12), st.sampled_from([7, 2**31 - 1]))
+@settings(max_examples=50, deadline=None)
+def test_of_equal_slots_the_last_stays(slots, limit):
+    found = without_repeats(jnp.array(slots), limit)
+    assert found.tolist() == [-1 if slot in slots[place + 1 :] else slot for place, slot in enumerate(slots)]

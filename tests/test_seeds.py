@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from resprout.agents import ACE, DQN
-from resprout.training import Experiment, ExperimentError, checkpoint, train
+from resprout.training import Experiment, ExperimentError, checkpoint, placement, train
 from resprout.training.__main__ import dispatch
 from resprout.training.metrics import plot_seeds, read_metrics
 from resprout.training.seeds import parse_seeds, read_seeds, train_seeds
@@ -54,6 +54,14 @@ def test_vmapped_seeds_are_their_solo_runs_and_go_on(tmp_path: Path) -> None:
     train_seeds(half, (3, 7), mode="vmap", resume=True, quiet=True)
     for seed in (3, 7):
         assert_equal(agent_state(out / f"s{seed}"), agent_state(tmp_path / "half" / f"s{seed}"))
+    # A kill in the last evaluations leaves a summary of some.
+    kept = (tmp_path / "half" / "s3" / "summary.json").read_bytes()
+    (tmp_path / "half" / "s7" / "summary.json").unlink()
+    train_seeds(half, (3, 7), mode="vmap", resume=True, quiet=True)
+    assert (tmp_path / "half" / "s3" / "summary.json").read_bytes() == kept
+    assert json.loads((tmp_path / "half" / "s7" / "summary.json").read_text())["agent_steps"] == 300
+    assert_equal(agent_state(out / "s7"), agent_state(tmp_path / "half" / "s7"))
+    train_seeds(half, (3, 7), mode="vmap", resume=True, quiet=True)  # nothing is left to do
     # A kill between the checkpoints of two seeds leaves them at different steps.
     for seed in (3, 7):
         (tmp_path / "half" / f"s{seed}" / "summary.json").unlink()
@@ -152,6 +160,24 @@ def check_devices(tmp_path: Path, count: int) -> None:
     for seed in range(4):
         one, over = (agent_state(tmp_path / name / f"s{seed}") for name in ("one", "over"))
         assert_close(one, over, rtol=1e-4, atol=1e-5)
+
+
+def test_the_speed_of_seeds_in_one_loop_is_that_of_the_loop(tmp_path: Path) -> None:
+    """Whatever the evaluations of the others take."""
+    out = train_seeds(small(tmp_path / "out", steps=2_000, eval_episodes=20), (0, 1), mode="vmap", quiet=True)
+    speeds = [json.loads((out / f"s{seed}" / "summary.json").read_text())["steps_per_second"] for seed in (0, 1)]
+    assert speeds[0] == speeds[1] > 0
+
+
+@pytest.mark.parametrize("env", ["gym/CartPole-v1", "gymnax/CartPole-v1"])
+def test_seeds_in_processes_that_have_no_room_together_are_refused(
+    env: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2})
+    monkeypatch.setattr(placement, "available_memory", lambda: 22_000)
+    with pytest.raises(ExperimentError, match=r"3 seeds.* fit"):
+        train_seeds(small(tmp_path / "out", env), range(4), mode="processes", quiet=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,35 @@ def test_a_signal_saves_and_says_how_to_go_on(number: int, code: int, tmp_path: 
     assert json.loads((out / "summary.json").read_text())["agent_steps"] == step + 200
 
 
+def test_a_signal_in_the_last_checkpoint_stops_once_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = checkpoint.save
+
+    def interrupted(*arguments: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        save(*arguments)
+
+    run = small(DQN_SMALL, "gym/CartPole-v1", tmp_path / "run", checkpoint_every=0)
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save", interrupted)
+        with pytest.raises(run_module.Interrupted) as stop:
+            train(run, quiet=True)
+    assert stop.value.exit_code == 143 and int(checkpoint.newest(tmp_path / "run" / "checkpoints")[0].name) == 400
+    assert not (tmp_path / "run" / "summary.json").exists()
+    train(run, resume=tmp_path / "run", quiet=True)
+    train(dataclasses.replace(run, out=str(tmp_path / "whole")), quiet=True)
+    assert comparable(tmp_path / "run") == comparable(tmp_path / "whole")
+
+
+def test_fewer_steps_than_were_taken_are_refused(tmp_path: Path) -> None:
+    """Also where the replay would be smaller, too, as on the device."""
+    run = small(DQN(warmup=100, batch_size=8, hidden=(16,), capacity=1_000), "gymnax/CartPole-v1", tmp_path / "run")
+    train(run, quiet=True)
+    with pytest.raises(ExperimentError, match="is complete at 400 agent steps; give more --steps"):
+        train(dataclasses.replace(run, steps=200), resume=tmp_path / "run", quiet=True)
+
+
 def test_the_commit_is_that_of_a_checkout_which_knows_the_code(tmp_path, monkeypatch):
     def git(*arguments):
         who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]

@@ -104,6 +104,7 @@ def train_command(arguments: list[str]) -> int:
     from .experiment import AGENTS
     from .presets import PRESETS
 
+    arguments = [with_hyphens(argument) for argument in arguments]
     preset_name, resume = flag_value(arguments, "--preset"), flag_value(arguments, "--resume")
     flag_value(arguments, "--replay-from")  # a list without a value would pass for an empty one
     agent_name = arguments[0] if arguments and not arguments[0].startswith("-") else None
@@ -210,15 +211,26 @@ def asked_devices(arguments: list[str]) -> int | None:
 
 
 def flag_value(arguments: list[str], flag: str) -> str | None:
-    """The value of a flag that decides how the others are read."""
+    """The value of a flag that decides how the others are read. UsageError if it has none, or is there twice."""
+    found = []
     for index, argument in enumerate(arguments):
         if argument.startswith(f"{flag}="):
-            return argument.partition("=")[2]
+            found.append(argument.partition("=")[2])
         if argument == flag:
             if index + 1 == len(arguments) or arguments[index + 1].startswith("--"):
                 raise UsageError(f"{flag} needs a value")
-            return arguments[index + 1]
-    return None
+            found.append(arguments[index + 1])
+    if len(found) > 1:
+        raise UsageError(f"{flag} is given twice")
+    return found[0] if found else None
+
+
+def with_hyphens(argument: str) -> str:
+    """--seeds_mode=a_b as --seeds-mode=a_b, which is the spelling that flags are looked for in."""
+    if not argument.startswith("--"):
+        return argument
+    flag, equals, value = argument.partition("=")
+    return flag.replace("_", "-") + equals + value
 
 
 def one_by_one(arguments: list[str], flag: str) -> list[str]:

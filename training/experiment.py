@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import math
 from dataclasses import dataclass
@@ -134,6 +135,12 @@ class Experiment(Generic[A]):
             f"a replay of {self.agent.capacity} transitions is smaller than a batch of {self.agent.batch_size}",
         )
         self.sampler()  # says what is wrong with its SPEC
+        if getattr(self.agent, "loss", None) == "lap":
+            least = getattr(self.agent, "lap_threshold", None)
+            check(
+                self.replay_fields.get("minimum") == least,
+                f"loss lap is half of a method: it needs a replay prioritized or masked with minimum={least}, not {self.replay}",
+            )
         parsed = tuple(parse_intervention(each) if isinstance(each, str) else each for each in self.interventions)
         object.__setattr__(self, "interventions", parsed)
         controls = [each.name for each in parsed if each.control]
@@ -170,6 +177,12 @@ class Experiment(Generic[A]):
         make = parse_spec(self.replay, REPLAYS, "replay", given=("capacity",))
         sampler: Sampler = make(self.agent.capacity if capacity is None else capacity)
         return sampler
+
+    @property
+    def replay_fields(self) -> dict[str, Any]:
+        """Those of the sampler, as given or by default."""
+        make = parse_spec(self.replay, REPLAYS, "replay", given=("capacity",))
+        return {name: field.default for name, field in inspect.signature(make).parameters.items()}
 
     def to_json(self) -> dict[str, Any]:
         """Plain data from which `from_json` makes an equal experiment."""

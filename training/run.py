@@ -72,7 +72,9 @@ class Result:
     directory: Path
     state: PyTree  # the agent's
     evaluation: Evaluation | None  # of the last state
-    steps_per_second: float  # agent steps; learning on, compilation, evaluations and checkpoints excluded
+    steps_per_second: (
+        float  # agent steps; learning on, the first updates, evaluations, diagnostics and checkpoints excluded
+    )
     curve: Path | None
     summary: dict[str, Any]
 
@@ -199,6 +201,7 @@ def _train_in(loop: DeviceLoop | BatchedLoop, runs: Sequence["Run"]) -> list[Res
     first = runs[0]
     for run in runs:
         run.show_progress()
+        run.speed = first.speed  # of all together, so that what one is busy with is left out for all
 
     def boundary() -> bool:
         stops = [run.boundary() for run in runs]
@@ -211,13 +214,13 @@ def _train_in(loop: DeviceLoop | BatchedLoop, runs: Sequence["Run"]) -> list[Res
             if run is not first and run.received is not None:
                 run.save()
         first.stop_if_interrupted()
-    with ExitStack() as stack:
-        for run in runs:
-            stack.enter_context(run.speed.excluded())
-        for run in runs:
-            run.save()
+        with first.speed.excluded():
+            for run in runs:
+                run.save()
+        first.stop_if_interrupted()
         loop.settle()
-    return [run.finish() for run in runs]
+    steps_per_second = first.speed.rate(first.training)
+    return [run.finish(steps_per_second) for run in runs]
 
 
 class Run:
@@ -374,10 +377,10 @@ class Run:
                 self.say(f"{name} was {saved['versions'].get(name)} and is {now}: the run may differ from here on")
         if (before := saved.get("shared_by", 1)) != self.shared_by:
             self.say(f"devices were {before} and are {self.shared_by}: the run may round otherwise from here on")
-        self.training = self.fresh()
         checkpoints = self.directory / "checkpoints"
         if not any(checkpoints.glob("[0-9]*")):
             self.say(f"{self.directory} has no checkpoint yet: starting from the beginning")
+            self.training = self.fresh()
             for name in ("checkpoints", "replay"):  # of a first checkpoint cut short
                 shutil.rmtree(self.output / name, ignore_errors=True)
             self._write_config()
@@ -387,15 +390,16 @@ class Run:
         path, complaints = checkpoint.newest(checkpoints)
         for line in complaints:
             self.say(line)
-        snapshot, metrics_bytes = checkpoint.restore(path, self.training)
-        t = self.training
+        summary = self.directory / "summary.json"  # missing if the run was stopped in its last evaluation
+        reached = int(path.name)  # agent steps
+        beyond = reached - self.experiment.steps
+        if beyond >= self.env.spec.num_envs or (beyond >= 0 and summary.exists()):
+            raise ExperimentError(f"{self.directory} is complete at {reached} agent steps; give more --steps")
+        self.training = t = self.fresh()
+        snapshot, metrics_bytes = checkpoint.restore(path, t)
         for part in checkpoint.DEVICE_PARTS:
             setattr(t, part, placed(self.everywhere, getattr(t, part)))
         self.saved_step, self.saved_transitions = t.agent_step, t.storage.written
-        summary = self.directory / "summary.json"  # missing if the run was stopped in its last evaluation
-        beyond = t.agent_step - self.experiment.steps
-        if beyond >= self.env.spec.num_envs or (beyond >= 0 and summary.exists()):
-            raise ExperimentError(f"{self.directory} is complete at {t.agent_step} agent steps; give more --steps")
         summary.unlink(missing_ok=True)  # of the shorter run
         if snapshot is None:
             t.observation = self.env.reset(seed_from(self.keys["environment"], t.agent_step))
@@ -459,10 +463,11 @@ class Run:
         with self.signals():
             host_loop(experiment, t, compiled, self.boundary)
             self.stop_if_interrupted()
-        with self.speed.excluded():
-            self.save()
+            with self.speed.excluded():
+                self.save()
+            self.stop_if_interrupted()
         learn_owed(t, compiled)  # what the last agent step owes; a continuation does so itself
-        return self.finish()
+        return self.finish(self.speed.rate(t))
 
     def show_progress(self) -> None:
         self.progress = ProgressDisplay(self.experiment.steps, self.training.agent_step, self.quiet)
@@ -478,7 +483,7 @@ class Run:
             plot_causal_weights(self.output)
             raise Interrupted(self.stop, self.directory)
 
-    def finish(self) -> Result:
+    def finish(self, steps_per_second: float) -> Result:
         """The last line, evaluation and summary of a run that has taken all its steps."""
         jax.block_until_ready(self.training.agent)
         if self.profile:
@@ -486,7 +491,7 @@ class Run:
         if not self._due(self.experiment.log_every):
             self.write_line()
         self._stop_if_not_finite()
-        return self._sum_up()
+        return self._sum_up(steps_per_second)
 
     def next_due(self) -> int:
         """The next agent step at which `boundary` may have something to do."""
@@ -519,7 +524,8 @@ class Run:
         if self._due(experiment.log_every):
             self.write_line()
         if t.gradient_step and self._due(experiment.diagnose_every):
-            self.diagnose()
+            with self.speed.excluded():
+                self.diagnose()
         self._control()
         self._refit()
         if experiment.eval_episodes and self._due(experiment.eval_every) and t.agent_step < experiment.steps:
@@ -652,9 +658,8 @@ class Run:
         good = checkpoint.names(self.directory / "checkpoints")
         return f"the last good checkpoint is {good[-1]}" if good else "there was no checkpoint yet"
 
-    def _sum_up(self) -> Result:
+    def _sum_up(self, steps_per_second: float) -> Result:
         t = self.training
-        steps_per_second = self.speed.rate(t)
         evaluation = self.evaluate() if self.experiment.eval_episodes else None
         summary: dict[str, Any] = {
             "return": evaluation.mean if evaluation else None,
@@ -713,7 +718,7 @@ def draw_statistics(histogram: NDArray[np.int64]) -> dict[str, Any]:
 
 
 class Speed:
-    """Agent steps per second while learning, without compilation and without what is `excluded`."""
+    """Agent steps per second while learning, without what is compiled for the first updates and without what is `excluded`."""
 
     def __init__(self) -> None:
         self.start: tuple[int, float] | None = None
@@ -737,6 +742,7 @@ class Speed:
 
     def rate(self, training: Training) -> float:
         """NaN if there were too few gradient steps to tell."""
+        jax.block_until_ready(training.agent)
         if self.start is None or training.agent_step == self.start[0]:
             return float("nan")
         return (training.agent_step - self.start[0]) / (time.monotonic() - self.start[1] - self.paused)

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from ..envs import EnvSpec
 from . import checkpoint
 from .batched_loop import why_apart
 from .experiment import Experiment, ExperimentError
@@ -162,6 +163,9 @@ def _train_together(
     profile: int,
     begin: Callable[[], None],
 ) -> None:
+    each = [own for own in each if not _is_finished(own)]
+    if not each:
+        return begin()
     sharding = share_seeds(len(each), devices)
     first = each[0]
     with ExitStack() as stack:
@@ -169,10 +173,7 @@ def _train_together(
         spec = envs[0].spec
         agent = first.build_agent(spec)
         on_device = loop_on_device(first, envs[0])
-        if not on_device:
-            check_memory(first, spec, seeds=len(each))
-        elif lacking := lacks_memory(first, spec, len(each) // (sharding.num_devices if sharding else 1)):
-            raise ExperimentError(f"{len(each)} seeds: {lacking}; lower --agent.capacity")
+        _check_memory(first, spec, on_device, len(each), sharding.num_devices if sharding else 1)
         config = Path(str(first.out), "config.json")
         recorded = json.loads(config.read_text()).get("sources", []) if _begun(first) else []
         past = open_sources(first.replay_from, first.agent.batch_size, describe_replay(first, spec), recorded)
@@ -200,6 +201,14 @@ def _train_together(
             raise Interrupted(stop.exit_code - 128, out) from None
 
 
+def _check_memory(experiment: Experiment, spec: EnvSpec, on_device: bool, seeds: int, devices: int = 1) -> None:
+    """ExperimentError unless there is room for the replays of so many seeds at a time."""
+    if not on_device:
+        check_memory(experiment, spec, seeds=seeds)
+    elif lacking := lacks_memory(experiment, spec, seeds // devices):
+        raise ExperimentError(f"{seeds} seeds: {lacking}; lower --agent.capacity")
+
+
 # In processes
 
 
@@ -208,6 +217,10 @@ def _train_apart(each: Sequence[Experiment], out: Path, quiet: bool, begin: Call
         Experiment.from_json(own.to_json())  # says what cannot be handed to another process
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None] * (os.cpu_count() or 1)
     waiting = [own for own in reversed(each) if not _is_finished(own)]
+    if waiting:  # each process sees no more than its own replay, and memory is taken as it fills
+        with closing(make_env(waiting[0], training=True, num_envs=waiting[0].num_envs)) as env:
+            on_device = loop_on_device(waiting[0], env)
+            _check_memory(waiting[0], env.spec, on_device, min(len(waiting), len(cores)))
     running: dict[int, tuple[Experiment, subprocess.Popen[bytes]]] = {}  # by place: which core
     failed: list[Experiment] = []
     received: list[int] = []
