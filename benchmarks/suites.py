@@ -519,7 +519,7 @@ def arr_atari100k() -> Suite:
 def atari100k() -> Suite:
     """Kaiser et al. (2020), Atari 100k, 26 games: DrQ(eps) of Agarwal et al. (2021), and what may keep it plastic.
 
-    redo: Sokar et al. (2023), tau 0.1; reset: the output layers anew every 20,000 gradient steps, Nikishin et al. (2022), their rule
+    redo: Sokar et al. (2023), tau 0.1; reset: the output layers anew every 20,000 agent steps, Nikishin et al. (2022), their rule
     for SPR; arr: Ma et al. (2024). 100 evaluation episodes after training.
     """
     arms: Arms = {

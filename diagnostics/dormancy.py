@@ -225,8 +225,8 @@ def _relative(values: jax.Array, epsilon: float) -> jax.Array:
 
 
 def _ratio(values: jax.Array, divisors: jax.Array) -> jax.Array:
-    """Quotients of numbers that are not negative, 0 where the divisor is."""
-    return jnp.where(divisors > 0, values, 0) / jnp.where(divisors > 0, divisors, 1)
+    """Quotients of numbers that are not negative, 0 where the divisor is; NaN stays NaN, which is dormant nowhere."""
+    return jnp.where(divisors == 0, 0, values) / jnp.where(divisors == 0, 1, divisors)
 
 
 def named_leaves(tree: PyTree) -> dict[str, jax.Array]:

@@ -34,7 +34,8 @@ def hare_and_tortoise(
     At every gradient step slow <- decay * slow + (1 - decay) * theta; when due, theta <- slow.
 
     period, start, stop: gradient steps between restarts, as in `every`; the average runs always. The defaults of period and
-        decay are ours: the authors' code has no reinforcement learning.
+        decay are ours: the authors' code has no reinforcement learning. What other methods draw anew is old in the average
+        for some 1 / (1 - decay) gradient steps: a `reset` due at the same step is given behind this one, or undone by it.
     forget: all or none of the optimiser's statistics, which were gathered elsewhere. count: of the optimiser: see `edit`;
         where all is forgotten every count starts anew unless it is keep.
     target: copy the parameters there, edit them likewise (the same), or keep it.
@@ -87,6 +88,7 @@ def _restarts(
             forget=everything if forget == "all" else nothing,
             count="zero" if forget == "all" and count == "entry" else count,
             target=target,
+            references=False,  # nothing is drawn anew
         )
         slow = state.start if back_to_start else state.slow
         return learner, state._replace(slow=slow), {"restarts": jnp.ones((), jnp.int32)}
@@ -97,7 +99,7 @@ def _restarts(
         slow = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.slow, learner.params)
         return restart.update(learner, state._replace(slow=slow), context)
 
-    return Intervention(init, update)
+    return Intervention(init, update, remembers=True)
 
 
 def _copy(params: PyTree) -> PyTree:

@@ -4,7 +4,7 @@ import functools
 import inspect
 import math
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -81,7 +81,8 @@ class Context:
 
     def measure(self, params: PyTree, name: str, layers: tuple[str, ...] = ()) -> jax.Array:
         """One of MEASURABLE, of the network on the inputs, or of `layers` of it (see `Probe`); () float32."""
-        assert self.network.apply is not None
+        if self.network.apply is None:
+            raise InterventionError(f"{name} cannot be measured of the learner {self.learner}, which has no network")
         probe = Probe(self.network.apply, params, self.inputs, self.loss, key=self.stream(name), layers=layers)
         return measure(probe, (name,))[name]
 
@@ -123,12 +124,16 @@ class Intervention(NamedTuple):
 
     init(learner) -> state
     update(learner, state, context) -> (learner, state, info): after a gradient step.
-    wrap(network, tx) -> tx: the optimiser that the learner gets; penalties and projections act there.
+    wrap(network, tx) -> tx: the optimiser that the learner gets; what acts on gradients does so there.
+    project(network, tx) -> tx: likewise, around all wraps; what acts on the optimiser's steps does so there.
     rebuild(network) -> network: the network that the learner gets; with other parameters, it may be.
     configure(config) -> config: the agent's configuration, before anything is built; architectures act there.
     period: gradient steps; `update` changes nothing at those that it does not divide. 0 if it never does.
     probe: transitions of a fresh uniform draw that `update` reads as context.inputs; None for those just learnt from.
     control: for those that set the replay ratio.
+    due(gradient_step) -> () bool: whether its own schedule lets `update` act; None where it has none.
+    keeps: whether some of the parameters are its own, and no other method may change them.
+    remembers: whether `update` keeps count of something at every gradient step, so that nothing may skip one.
     learners: names of those that it acts on; None are all that have a network, and everywhere those without one, too.
     spec: how the command line writes it, from which it can be made again.
     """
@@ -136,11 +141,15 @@ class Intervention(NamedTuple):
     init: Callable[[Learner], PyTree] = no_state
     update: Callable[[Learner, PyTree, Context], tuple[Learner, PyTree, Info]] = keep
     wrap: Wrapper | None = None
+    project: Wrapper | None = None
     rebuild: Callable[[Network], Network] | None = None
     configure: Callable[[Any], Any] | None = None
     period: int = 1
     probe: int | None = None
     control: Control | None = None
+    due: Callable[[Step], jax.Array] | None = None
+    keeps: bool = False
+    remembers: bool = False
     learners: tuple[str, ...] | None = None
     everywhere: bool = False
     spec: str = "intervention"
@@ -149,6 +158,17 @@ class Intervention(NamedTuple):
     def name(self) -> str:
         """Without the fields."""
         return self.spec.partition(":")[0].partition("(")[0]
+
+    def optimiser(self, network: Network, tx: optax.GradientTransformation) -> optax.GradientTransformation:
+        """What a learner's optimiser becomes, in a loop of one's own."""
+        tx = self.wrap(network, tx) if self.wrap else tx
+        return self.project(network, tx) if self.project else tx
+
+    @property
+    def changes(self) -> bool:
+        """Whether it changes parameters, or the steps that they take."""
+        updates = self.period > 0 and self.control is None and self.update is not keep
+        return updates or self.wrap is not None or self.project is not None
 
     def acts_on(self, learner: str, network: Network) -> bool:
         if self.learners is None:
@@ -231,8 +251,13 @@ def chain(*interventions: Intervention) -> Intervention:
         return learner, tuple(states), info
 
     def wrap(network: Network, tx: optax.GradientTransformation) -> optax.GradientTransformation:
-        for inner in reversed(interventions):
+        for inner in reversed(interventions):  # the outermost sees the gradient first
             tx = inner.wrap(network, tx) if inner.wrap else tx
+        return tx
+
+    def project(network: Network, tx: optax.GradientTransformation) -> optax.GradientTransformation:
+        for inner in interventions:  # the innermost sees the step first
+            tx = inner.project(network, tx) if inner.project else tx
         return tx
 
     def rebuild(network: Network) -> Network:
@@ -245,25 +270,46 @@ def chain(*interventions: Intervention) -> Intervention:
             config = inner.configure(config) if inner.configure else config
         return config
 
+    for i, inner in enumerate(interventions):
+        others = interventions[:i] + interventions[i + 1 :]
+        check_beside(inner, [other for other in others if _overlap(inner.learners, other.learners)])
     chosen = [inner.learners for inner in interventions]
     probes = [inner.probe for inner in interventions if inner.probe is not None]
     require(all(inner.control is None for inner in interventions), "chain: what sets the replay ratio stands alone")
     require(
-        not any((inner.wrap or inner.rebuild) and inner.learners is not None for inner in interventions),
+        not any(
+            (inner.wrap or inner.project or inner.rebuild) and inner.learners is not None for inner in interventions
+        ),
         "chain: an optimiser or network of some learners only stands alone: put on(...) around the chain",
     )
     return Intervention(
         init,
         update,
         wrap if any(inner.wrap for inner in interventions) else None,
+        project if any(inner.project for inner in interventions) else None,
         rebuild if any(inner.rebuild for inner in interventions) else None,
         configure if any(inner.configure for inner in interventions) else None,
         period=math.gcd(*(inner.period for inner in interventions)),
         probe=max(probes, default=None),
+        keeps=any(inner.keeps for inner in interventions),
+        remembers=any(inner.remembers for inner in interventions),
         everywhere=any(inner.everywhere for inner in interventions),
         learners=None if None in chosen else tuple({name: None for names in chosen for name in names or ()}),
         spec="chain(" + "; ".join(inner.spec for inner in interventions) + ")",
     )
+
+
+def check_beside(inner: Intervention, others: Sequence[Intervention]) -> None:
+    """InterventionError where one has parameters of its own that others, on the same learner, would change."""
+    changing = [other.name for other in others if other.changes]
+    require(
+        not (inner.keeps and changing),
+        f"{inner.name} has heads that must stay as they are: it cannot act on a learner together with {', '.join(changing)}",
+    )
+
+
+def _overlap(first: tuple[str, ...] | None, second: tuple[str, ...] | None) -> bool:
+    return first is None or second is None or bool(set(first) & set(second))
 
 
 def every(period: int, inner: Intervention, start: int = 0, stop: int | None = None) -> Intervention:
@@ -276,22 +322,28 @@ def every(period: int, inner: Intervention, start: int = 0, stop: int | None = N
     require(stop is None or stop > start, f"stop must lie behind start, not at {stop}")
     require_schedulable("every", inner)
 
-    def due(step: Step) -> jax.Array:
+    def own(step: Step) -> jax.Array:
         fits = (jnp.asarray(step) % period == 0) & (jnp.asarray(step) >= max(start, 1))
         return fits if stop is None else fits & (jnp.asarray(step) < stop)
 
     def update(learner: Learner, state: PyTree, context: Context) -> tuple[Learner, PyTree, Info]:
-        return only_if(True if context.now else due(context.gradient_step), inner, learner, state, context)
+        return only_if(True if context.now else own(context.gradient_step), inner, learner, state, context)
+
+    def due(step: Step) -> jax.Array:
+        return own(step) if inner.due is None else own(step) & inner.due(step)
 
     bounds = "".join(f", {name} {value}" for name, value in (("start", start), ("stop", stop)) if value)
     spec = f"every({period}{bounds}; {inner.spec})"
-    return inner._replace(update=update, period=math.lcm(period, inner.period), spec=spec)
+    return inner._replace(update=update, period=math.lcm(period, inner.period), due=due, spec=spec)
 
 
 def require_schedulable(what: str, inner: Intervention) -> None:
     """InterventionError if `what`, which schedules updates, would leave `inner` as it is or break it."""
     require(inner.period > 0, f"{what}: {inner.name} acts in the agent or its optimiser and has no schedule")
     require(inner.control is None, f"{what}: {inner.name} has a schedule of its own")
+    require(
+        not inner.remembers, f"{what}: {inner.name} keeps count at every gradient step; its own fields say when it acts"
+    )
 
 
 def only_if(

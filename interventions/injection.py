@@ -20,6 +20,9 @@ def plasticity_injection(step: int = 1_000_000, layers: tuple[str, ...] = ()) ->
     the number of parameters that learn does not either. What is before the head goes on learning. The target gets the same
     h1 and h2, and its h stays where it is.
 
+    Refused beside methods that change parameters of the same learner, for h, h2 and the switch are among these: a penalty or
+    an edit of all would move them. `on` lets others act on other learners.
+
     step: gradient step of the one injection. layers: names of the modules that are the head, everything if none; Nikishin
         et al. take all behind the convolutions. In a loop of one's own the network must be
         one that `inject` made with the same layers.
@@ -38,7 +41,7 @@ def plasticity_injection(step: int = 1_000_000, layers: tuple[str, ...] = ()) ->
         learner = edit(learner, new, mask, forget=mask | {"network": head}, target="edit")
         return learner, state, {"injected": jnp.ones((), jnp.int32)}
 
-    rebuilt = Intervention(update=update, rebuild=partial(inject, layers=layers))
+    rebuilt = Intervention(update=update, rebuild=partial(inject, layers=layers), keeps=True)
     return every(step, rebuilt, start=step, stop=step + 1)
 
 

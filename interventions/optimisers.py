@@ -210,7 +210,7 @@ def upgd(beta: float = 0.999, noise: float = 1e-5, decay: float = 0.0) -> Interv
     require(0 <= beta < 1, f"beta must lie in [0, 1), not {beta}")
     require(noise >= 0, f"noise must be zero or more, not {noise}")
     require(0 <= decay < 1, f"decay must lie in [0, 1), not {decay}")
-    return Intervention(wrap=lambda network, tx: gate_by_utility(tx, beta, noise, decay), period=0)
+    return Intervention(project=lambda network, tx: gate_by_utility(tx, beta, noise, decay), period=0)
 
 
 def gate_by_utility(

@@ -53,7 +53,7 @@ def weight_decay(lam: float = 1e-5, decoupled: bool = False) -> Intervention:
     """
     _require_coefficient(lam)
     if decoupled:
-        return Intervention(wrap=lambda network, tx: optax.chain(tx, optax.add_decayed_weights(-lam)), period=0)
+        return Intervention(project=lambda network, tx: optax.chain(tx, optax.add_decayed_weights(-lam)), period=0)
     return Intervention(wrap=lambda network, tx: optax.chain(optax.add_decayed_weights(lam), tx), period=0)
 
 

@@ -11,7 +11,7 @@ from ..diagnostics.dormancy import dormant_fraction, dormant_units, gradient_dor
 from .base import Context, Info, Intervention, every, method, require
 from .parameters import is_kernel, short_name
 from .resets import Init, check_layers, fresh_params, layer_mask
-from .surgery import Count, edit
+from .surgery import Count, edit, move_references
 
 Forget = Literal["edited", "all", "none"]
 MixedTarget = Literal["keep", "edit", "own", "copy"]
@@ -181,7 +181,10 @@ def mix(
         forget=forgotten[forget],
         count="zero" if forget == "all" and count == "entry" else count,
         target="copy" if target == "copy" else "keep",
+        references=False,
     )
+    moved = move_references(edited.opt_state, mask, fresh, keep, share)
+    edited = edited.replace(opt_state=moved)
     if learner.target_params is None or target in ("keep", "copy"):
         return edited
     theirs = fresh if target == "edit" else fresh_params(context, target_key, learner.params, init)

@@ -32,7 +32,7 @@ def weight_clipping(kappa: float = 3.0) -> Intervention:
         2.3 and 2.45 times that: a smaller kappa than 3 clips a fresh network.
     """
     require(kappa > 0, f"kappa must be positive, not {kappa}")
-    return Intervention(wrap=lambda network, tx: optax.chain(tx, clip_weights(kappa)), period=0)
+    return Intervention(project=lambda network, tx: optax.chain(tx, clip_weights(kappa)), period=0)
 
 
 def clip_weights(kappa: float) -> optax.GradientTransformation:
@@ -76,7 +76,7 @@ def normalize_and_project(period: int = 1, drift: float = 0.0, heads: bool = Fal
     require(period >= 1, f"period must be at least 1 gradient step, not {period}")
     require(0 <= drift <= 1, f"drift must lie in [0, 1], not {drift}")
     return Intervention(
-        wrap=lambda network, tx: optax.chain(tx, project_norms(period, drift, heads, network.apply)), period=0
+        project=lambda network, tx: optax.chain(tx, project_norms(period, drift, heads, network.apply)), period=0
     )
 
 

@@ -63,7 +63,7 @@ def magnitude_pruning(
         share = jnp.concatenate([leaf.ravel() for leaf in pruned]).mean()
         return learner, pruned, {"sparsity": share}
 
-    return Intervention(init, update)
+    return Intervention(init, update, remembers=True)
 
 
 def sparsity_at(gradient_step: Step, sparsity: float, start: int, end: int) -> jax.Array:

@@ -1,7 +1,7 @@
 """Resets: the whole network, its last layers or named ones start afresh, and their optimiser with them."""
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -31,13 +31,15 @@ def reset(
     With neither last nor layers it is the whole learner, SAC's temperature included, and its optimiser starts as new.
 
     period, start, stop: gradient steps, as in `every`. Nikishin et al.: SAC 200,000 agent steps (at replay ratio 1 as many
-        gradient steps), DrQ the head behind its encoder 20 times a run, SPR the last layer every 20,000 gradient steps;
+        gradient steps), DrQ the head behind its encoder 20 times a run, SPR the last layer every 20,000 agent steps (40,000
+        gradient steps at its replay ratio of 2);
         D'Oro et al. (2023), SR-SAC: 2,560,000 gradient steps whatever the replay ratio.
     last: the output layers (all heads together are one) and the last - 1 hidden layers computed before them.
     layers: names in the layer graph, or of modules, whose whole content it is ("torso"); instead of last.
     init: own initialisers; xavier; orthogonal with gain 1. The latter two make biases 0 and scales 1.
     count: of the optimiser, of the entries reset: see `edit`. A whole reset zeroes every count unless it is keep.
-    target: copy the online network's parameters there, as Nikishin et al. do; edit the same entries; or keep it.
+    target: copy the online network's parameters there, as Nikishin et al. do where all is drawn anew; edit the same entries, as
+        they do where only the head is; or keep it.
     """
     check_layers(last, layers)
     whole = last is None and not layers
@@ -67,7 +69,19 @@ def layer_mask(context: Context, params: PyTree, last: int | None = None, layers
         hidden = context.graph.layers
         require(last <= len(hidden) + 1, f"last must be at most {len(hidden) + 1} in {context.learner}, not {last}")
         before = owned(context.graph, *(layer.name for layer in hidden[: len(hidden) + 1 - last]))
-        return jax.tree.map(jnp.logical_not, before)
+        anyone = owned(context.graph, *(layer.name for layer in hidden))
+
+        names = {short_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+        # A head is a module, or a kernel without one, which has its bias beside it.
+        modules = [head.rpartition("/")[0] if head in names else head for head in context.graph.heads]
+
+        def chosen(path: Any, earlier: jax.Array, known: jax.Array) -> jax.Array:
+            # Entries of no hidden unit are the heads', or those of a norm over a residual stream, which is no last layer.
+            name = short_name(path)
+            at_head = any(_inside(name, module) if module else "/" not in name for module in modules)
+            return ~earlier if at_head else known & ~earlier
+
+        return jax.tree_util.tree_map_with_path(chosen, before, anyone)
     if not layers:
         return jax.tree.map(lambda leaf: True, params)
     chosen = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), bool), params)

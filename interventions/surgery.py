@@ -14,7 +14,7 @@ Target = Literal["keep", "edit", "copy"]
 
 
 class Reference(struct.PyTreeNode):
-    """Parameters that an optimiser holds the learner's against, as it holds those at the start; an edit goes there too."""
+    """Parameters that an optimiser holds the learner's against, as those at the start; what is drawn anew is so there, too."""
 
     params: PyTree
 
@@ -27,6 +27,7 @@ def edit(
     forget: PyTree | None = None,
     count: Count = "entry",
     target: Target = "keep",
+    references: bool = True,
 ) -> Learner:
     """The learner with the entries of `params` where `mask`; all others, and what belongs to them, stay to the bit.
 
@@ -38,6 +39,7 @@ def edit(
         that are forgotten whole; a count that an optimiser keeps for all entries at once stays. keep: none is touched.
         zero: all start anew, those of entries not edited too.
     target: keep the target's parameters, edit the same entries there, or copy all of the edited learner's.
+    references: whether every `Reference` in the optimiser gets the new values of these entries, as where they are drawn anew.
     """
     mask = _like(mask, learner.params)
     forgotten = mask if forget is None else _like(forget, learner.params)
@@ -45,7 +47,7 @@ def edit(
     target_params = learner.target_params
     if target_params is not None and target != "keep":
         target_params = jax.tree.map(jnp.copy, edited) if target == "copy" else _where(mask, params, target_params)
-    opt_state = _edit_references(learner.opt_state, mask, params)
+    opt_state = move_references(learner.opt_state, mask, params) if references else learner.opt_state
     return Learner(edited, target_params, forget_statistics(opt_state, forgotten, count))
 
 
@@ -105,19 +107,27 @@ def _apart(node: Any) -> bool:
     return isinstance(node, AdamState | Reference)
 
 
-def _edit_references(opt_state: PyTree, mask: PyTree, params: PyTree) -> PyTree:
-    def edited(node: Any) -> Any:
-        return Reference(_where(mask, params, node.params)) if isinstance(node, Reference) else node
+def move_references(
+    opt_state: PyTree, mask: PyTree, params: PyTree, keep: jax.Array | float = 0.0, share: jax.Array | float = 1.0
+) -> PyTree:
+    """The optimiser's state with keep * old + share * `params` where `mask` in every `Reference`."""
 
-    return jax.tree.map(edited, opt_state, is_leaf=_apart)
+    def moved(node: Any) -> Any:
+        return Reference(_where(mask, params, node.params, keep, share)) if isinstance(node, Reference) else node
+
+    return jax.tree.map(moved, opt_state, is_leaf=_apart)
 
 
-def _where(mask: PyTree, new: PyTree, old: PyTree) -> PyTree:
+def _where(
+    mask: PyTree, new: PyTree, old: PyTree, keep: jax.Array | float = 0.0, share: jax.Array | float = 1.0
+) -> PyTree:
     """By their paths, for an old tree may lack some of the leaves, as under optax.masked; its dtypes stay."""
     masks, values = (dict(jax.tree.leaves_with_path(tree)) for tree in (mask, new))
+    replaces = isinstance(keep, float) and isinstance(share, float) and (keep, share) == (0, 1)
 
     def chosen(path: Any, leaf: Any) -> jax.Array:
-        return jnp.where(masks[path], jnp.asarray(values[path], jnp.result_type(leaf)), leaf)
+        value = values[path] if replaces else keep * leaf + share * values[path]
+        return jnp.where(masks[path], jnp.asarray(value, jnp.result_type(leaf)), leaf)
 
     return jax.tree.map_with_path(chosen, old)
 

@@ -83,7 +83,8 @@ def task_boundary() -> Trigger:
 def when(trigger: Trigger, inner: Intervention, period: int | None = None) -> Intervention:
     """`inner` whenever the trigger says so, looked at every `period` gradient steps (None: as often as `inner` is due).
 
-    A schedule that `inner` has holds beside the trigger: it acts where both let it.
+    A schedule that `inner` has holds beside the trigger: it acts where both let it, and what fires where `inner` is not due
+    fires again. InterventionError for methods that keep count at every gradient step, such as averages.
     """
     require_schedulable("when", inner)
 
@@ -92,6 +93,10 @@ def when(trigger: Trigger, inner: Intervention, period: int | None = None) -> In
 
     def update(learner: Learner, state: PyTree, context: Context) -> tuple[Learner, PyTree, Info]:
         fires, seen, info = trigger.look(state[0], learner, context)
+        if inner.due is not None and not context.now:
+            due = inner.due(context.gradient_step)
+            fires, wasted = fires & due, fires & ~due
+            seen = jax.tree.map(lambda old, new: jnp.where(wasted, old, new), state[0], seen)
         learner, own, done = only_if(True if context.now else fires, inner, learner, state[1], context)
         return learner, (seen, own), {"trigger": {"fired": fires, **info}, **done}
 

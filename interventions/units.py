@@ -1,12 +1,14 @@
 """Units replaced one at a time, on what is remembered of each: continual backpropagation and self-normalised resets."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..agents.learner import Learner, PyTree
-from ..diagnostics import LayerGraph
+from ..diagnostics import Layer, LayerGraph
 from ..diagnostics.dormancy import Units, named_leaves, unit_utilities
 from .base import Context, Info, Intervention, InterventionError, every, method, require
 from .redo import recyclable, recycle
@@ -50,8 +52,8 @@ def continual_backprop(
     rate: of the mature units of a layer (a member of an ensemble), replaced per gradient step; fractions add up.
     maturity: gradient steps that a unit lives at least. decay: of the running averages, corrected for their start.
     compensate: the bias of each consumer takes over mean activation * outgoing weight, so that outputs keep their mean;
-        averaged over the places of a convolution. A consumer whose bias does not stand beside its kernel goes without. The
-        authors' code sets the mean to 0 before it is used, which makes it compensate=false.
+        averaged over the places of a convolution. A consumer whose bias does not stand beside its kernel goes without, and so
+        does every one in a network that reads units in several forms, each with a mean of its own (CReLU). The authors' code sets the mean to 0 before it is used, which makes it compensate=false.
     period, start, stop: gradient steps between two looks, as in `every`; the paper's is 1. At each, a forward pass.
     count: of the optimiser, of the entries replaced: see `edit`.
     """
@@ -68,6 +70,8 @@ def continual_backprop(
         activations = context.activations(learner.params)
         utilities = unit_utilities(context.graph, learner.params, activations)
         memory = {name: Memory(*parts) for name, parts in _split(context.graph, state).items()}
+        leaves = named_leaves(learner.params)
+        several = any(in_several_forms(layer, activations[layer.name], leaves) for layer in context.graph.layers)
         replaced: Units = {}
         means: Units = {}
         for layer in layers:
@@ -86,7 +90,7 @@ def continual_backprop(
             memory[layer.name] = Memory(utility, mean, age, owed)
 
         def renew(learner: Learner) -> Learner:
-            if compensate:
+            if compensate and not several:
                 # What moves to a bias is not drawn anew: its statistics and references stay.
                 learner = learner.replace(params=compensated(learner.params, context.graph, replaced, means))
             return recycle(learner, context, replaced, context.stream("continual_backprop"), count=count)
@@ -94,7 +98,7 @@ def continual_backprop(
         learner = _if_any(replaced, renew, learner)
         return learner, Memory(*_join(memory, state)), {"replaced": {name: x.sum() for name, x in replaced.items()}}
 
-    return every(period, Intervention(init, update), start, stop)
+    return every(period, Intervention(init, update), start, stop)._replace(remembers=True)
 
 
 @method
@@ -156,7 +160,16 @@ def self_normalized_resets(
         bin_of = jnp.argmax(cumulative >= share * total, axis=-1)
         return jnp.where(total[..., 0] * eta >= 1, 2.0 ** (bin_of + 1) - 1, jnp.inf)
 
-    return every(1, Intervention(init, update), start, stop)
+    return every(1, Intervention(init, update), start, stop)._replace(remembers=True)
+
+
+def in_several_forms(layer: Layer, activations: jax.Array, leaves: Mapping[str, Any]) -> bool:
+    """Whether what reads a unit reads more than one value of it in one place."""
+    if all(leaves[kernel].ndim < 4 for kernel in layer.incoming):
+        return activations.ndim > 1 + len(layer.shape)
+    readers = [owners for kernel, owners in layer.outgoing.items() if leaves[kernel].ndim >= 4]
+    columns = [owners.reshape(-1, *owners.shape[-2:])[0, :, 0] for owners in readers]  # whose each input channel is
+    return any(np.unique(column[column >= 0], return_counts=True)[1].max(initial=0) > 1 for column in columns)
 
 
 def compensated(params: PyTree, graph: LayerGraph, units: Units, means: Units) -> PyTree:

@@ -112,6 +112,13 @@ def test_silent_layer_is_dormant_and_not_a_number_nowhere():
     assert not jnp.isnan(jax.grad(lambda h: unit_scores({"layer": h}, epsilon=0)["layer"].sum())(silent["layer"])).any()
 
 
+def test_what_is_not_a_number_is_no_dormant_unit():
+    """Not of its whole layer either: a mean that is NaN tells nothing of anyone."""
+    broken = {"layer": jnp.ones((4, 8)).at[1, 2].set(jnp.nan)}
+    assert np.isnan(unit_scores(broken)["layer"]).all()
+    assert not any(leaf.any() for leaf in dormant_units(unit_scores(broken), 0.0).values())
+
+
 def test_epsilon_hides_small_activations_but_not_gradients():
     tiny = {"layer": array([1e-12, 3e-12])}
     assert (unit_scores(tiny)["layer"] < 0.01).all()

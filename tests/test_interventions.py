@@ -303,7 +303,7 @@ def test_a_new_task():
 
 
 def test_how_often_a_trigger_looks():
-    """Its memory changes at its own looks, whatever the schedule of what it triggers."""
+    """Its memory changes at its own looks; what fires where nothing is due fires again."""
     trigger = threshold(value, above=0.5, rearm=0.3)
     assert when(trigger, redo(period=6)).period == 6
     assert when(trigger, redo(period=6), period=4).period == 4
@@ -316,7 +316,7 @@ def test_how_often_a_trigger_looks():
         _, state, info = shift.update(learner, state, context_of(learner, step))
         acted += [step] if float(info["by"]) else []
         assert step % 4 == 0 or bool(armed) == bool(state[0])
-    assert acted == []  # it fired at 8, when nothing was due, and was never armed again
+    assert acted == [12]  # it fired at 8, when nothing was due; from 12 on it was never armed again
 
 
 # ---- Adaptive replay ratio
@@ -463,6 +463,9 @@ REFUSED = [
     ("redo:when=fau<0.3,look=often", "look must be a number, not 'often'"),
     ("l2_init:when=fau<0.3", "when: l2_init acts in the agent or its optimiser and has no schedule"),
     ("layer_norm:learner=critic", "on: layer_norm acts on the agent's configuration, not on single learners"),
+    ("hare_and_tortoise:when=fau<0.3", "when: hare_and_tortoise keeps count at every gradient step"),
+    ("continual_backprop:when=fau<0.3", "when: continual_backprop keeps count at every gradient step"),
+    ("magnitude_pruning:when=fau<0.3", "when: magnitude_pruning keeps count at every gradient step"),
     ("adaptive_replay_ratio:when=fau<0.3", "when: adaptive_replay_ratio has a schedule of its own"),
     ("adaptive_replay_ratio:window=0", "window must lie in (0, every = 25000), not 0"),
     ("adaptive_replay_ratio:low=0", "low and high must be positive, not 0.0 and 2.0"),
@@ -502,6 +505,10 @@ def test_bad_specs_are_one_line_and_create_nothing(spec, message, tmp_path, monk
             "redo: no unit may be recycled (hidden/dense_0: reduce_sum mixes it with other values)",
         ),
         (["--with", "redo:learner=temperature"], "there is no learner 'temperature'"),
+        (
+            ["--with", "plasticity_injection", "--with", "l2_init", "--with", "identity"],
+            "plasticity_injection has heads that must stay as they are: it cannot act on a learner together with l2_init",
+        ),
     ],
 )
 def test_bad_combinations_are_one_line_and_create_nothing(arguments, message, tmp_path, monkeypatch, capfd):
@@ -514,6 +521,8 @@ def test_a_learner_without_a_network_or_without_layers(tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     sac = ["sac", "--env", "gym/Pendulum-v1", "--agent.hidden", "4"]
     refused([*sac, "--with", "redo:learner=temperature"], "the learner temperature has no network", capfd)
+    of_temperature = "fau cannot be measured of the learner temperature, which has no network"
+    refused([*sac, "--with", "reset:when=fau<0.3"], of_temperature, capfd)
     with pytest.raises(ExperimentError, match="only one of"):
         small(tmp_path / "run", adaptive_replay_ratio(), adaptive_replay_ratio())
     experiment = small(

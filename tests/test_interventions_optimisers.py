@@ -250,7 +250,7 @@ def test_spam_needs_a_second_moment_and_its_own_optimiser():
 
 def test_upgd_with_sgd_is_the_papers_rule():
     rate, weight_decay, beta = 0.1, 0.01, 0.9
-    tx = upgd(beta=beta, noise=0.0, decay=rate * weight_decay).wrap(NETWORK, optax.sgd(rate))
+    tx = upgd(beta=beta, noise=0.0, decay=rate * weight_decay).project(NETWORK, optax.sgd(rate))
     params = drawn()
     state, update = tx.init(params), jax.jit(tx.update)
     weights = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(params)]).astype(np.float64)
@@ -272,7 +272,7 @@ def test_upgd_with_sgd_is_the_papers_rule():
 def test_upgd_by_hand():
     """Utilities -g * w are 2 (the largest), 0 and -2."""
     params, gradient = {"w": jnp.array([1.0, 1.0, 1.0])}, {"w": jnp.array([-2.0, 0.0, 2.0])}
-    tx = upgd(noise=0.0).wrap(NETWORK, optax.sgd(1.0))
+    tx = upgd(noise=0.0).project(NETWORK, optax.sgd(1.0))
     updates, _ = tx.update(gradient, tx.init(params), params)
     np.testing.assert_allclose(updates["w"], [2 * 0.26894143, 0.0, -2 * 0.73105857], rtol=1e-5)
 
@@ -280,7 +280,7 @@ def test_upgd_by_hand():
 def test_upgd_noise_is_gated():
     params = {"w": jnp.ones((100, 50))}
     gradient = {"w": jnp.zeros((100, 50)).at[0].set(-1.0)}  # the first row has all the utility
-    tx = upgd(noise=0.01).wrap(NETWORK, optax.sgd(0.0))
+    tx = upgd(noise=0.01).project(NETWORK, optax.sgd(0.0))
     first, other = (jax.jit(tx.update)(gradient, tx.init(params), params, key=jax.random.key(i))[0] for i in range(2))
     xi = np.asarray(first["w"]) / 0.01 / np.where(np.arange(100) == 0, 0.26894143, 0.5)[:, None]
     assert abs(xi.mean()) < 0.06 and abs(xi.std() - 1) < 0.04 and abs(xi[0].std() - 1) < 0.4
@@ -306,7 +306,7 @@ def ensemble():
 
 def test_weights_are_clipped_to_their_fan_in():
     params = ensemble()
-    tx = weight_clipping(kappa=0.5).wrap(NETWORK, optax.sgd(1.0))
+    tx = weight_clipping(kappa=0.5).project(NETWORK, optax.sgd(1.0))
     gradient = jax.tree.map(lambda leaf: -0.1 * jnp.ones_like(leaf), params)
     updates, _ = jax.jit(tx.update)(gradient, tx.init(params), params)
     new = optax.apply_updates(params, updates)
@@ -319,7 +319,7 @@ def test_weights_are_clipped_to_their_fan_in():
 
 
 def test_weights_within_the_bounds_are_left_to_the_optimiser():
-    tx = weight_clipping(kappa=100.0).wrap(NETWORK, adam(0.01))
+    tx = weight_clipping(kappa=100.0).project(NETWORK, adam(0.01))
     chex.assert_trees_all_close(trained(tx).params, trained(adam(0.01)).params, rtol=1e-6)
 
 
@@ -330,7 +330,7 @@ def norms_of_members(leaf):
 def test_norms_return_every_period():
     params = ensemble()
     params["dense"]["kernel"] = params["dense"]["kernel"].at[1].set(0.0)  # a member that starts at 0 is free
-    tx = normalize_and_project(period=2, drift=0.25, heads=True).wrap(NETWORK, optax.sgd(1.0))
+    tx = normalize_and_project(period=2, drift=0.25, heads=True).project(NETWORK, optax.sgd(1.0))
     state, update = tx.init(params), jax.jit(tx.update)
     gradient = jax.tree.map(lambda leaf: 0.1 * jnp.ones_like(leaf), params)
     updates, state = update(gradient, state, params)
@@ -354,7 +354,7 @@ def test_norms_return_every_period():
 
 def test_heads_are_known_by_the_graph():
     """In the order of names the head is the first kernel, not the last."""
-    tx = normalize_and_project().wrap(NETWORK, optax.sgd(1.0))
+    tx = normalize_and_project().project(NETWORK, optax.sgd(1.0))
     params, gradient = drawn(), drawn(1)
     updates, _ = jax.jit(tx.update)(gradient, tx.init(params), params, inputs=INPUTS, key=KEY)
     assert_equal(updates["params"]["head"], jax.tree.map(lambda g: -g, gradient["params"]["head"]))

@@ -13,7 +13,8 @@ from resprout.agents.dqn import DQN
 from resprout.agents.learner import Batch, Learner, Network
 from resprout.agents.optimizer import adam
 from resprout.agents.sac import SAC
-from resprout.interventions.base import InterventionError, chain
+from resprout.interventions.averaging import elastic_reset, hare_and_tortoise
+from resprout.interventions.base import Context, InterventionError, chain
 from resprout.interventions.optimisers import spam, upgd
 from resprout.interventions.penalties import (
     add_churn_penalty,
@@ -30,6 +31,7 @@ from resprout.interventions.penalties import (
     wasserstein_init,
     weight_decay,
 )
+from resprout.interventions.perturb import shrink_and_perturb
 from resprout.interventions.projections import normalize_and_project, weight_clipping
 from resprout.interventions.surgery import edit
 
@@ -73,7 +75,7 @@ def test_weight_decay():
     params, gradient = {"w": jnp.array([1.0, -2.0])}, {"w": jnp.array([0.5, 0.5])}
 
     def step(**fields):
-        tx = weight_decay(0.1, **fields).wrap(NOTHING, optax.sgd(2.0))
+        tx = weight_decay(0.1, **fields).optimiser(NOTHING, optax.sgd(2.0))
         return tx.update(gradient, tx.init(params), params)[0]["w"]
 
     close(step(), [-1.2, -0.6])
@@ -335,7 +337,7 @@ def agent_of(name):
     space, config = SPACES[name], {"dqn": DQN(hidden=(8,), dueling=True), "sac": SAC(hidden=(8, 8))}[name]
     intervention = everything()
     agent = config.build(
-        space, lambda learner, network, tx: (network, intervention.wrap(network, tx) if network.apply else tx)
+        space, lambda learner, network, tx: (network, intervention.optimiser(network, tx) if network.apply else tx)
     )
     rng = np.random.default_rng(0)
     observations = jnp.asarray(rng.normal(size=(2, 5, *space.observation_shape)), jnp.float32)
@@ -380,7 +382,7 @@ def test_a_coefficient_of_zero_is_the_optimiser_alone():
     plain, network = adam(0.1), NOTHING._replace(apply=mlp)
     wanted, _ = jax.jit(plain.update)(gradient, plain.init(params), params)
     made = (weight_decay, l2_init, parseval, spectral, wasserstein_init, churn_penalty)
-    tx = chain(*(function(lam=0.0) for function in made)).wrap(network, plain)
+    tx = chain(*(function(lam=0.0) for function in made)).optimiser(network, plain)
     updates, _ = jax.jit(tx.update)(gradient, tx.init(params), params, inputs=(normal(5, 3),))
     chex.assert_trees_all_close(updates, wanted, rtol=1e-6)
 
@@ -402,3 +404,39 @@ def test_a_coefficient_of_zero_is_the_optimiser_alone():
 def test_bad_values(made, fields, message):
     with pytest.raises(InterventionError, match=message):
         made(**fields)
+
+
+def test_what_acts_on_steps_does_so_in_the_order_given():
+    """The last projection holds; noise behind it would leave the bounds, and does where it is given so."""
+    params = mlp_params()
+    network = NOTHING._replace(apply=mlp)
+    clipping, noise = weight_clipping(0.5), upgd(noise=0.3)
+
+    def beyond(*interventions):
+        tx = chain(*interventions).optimiser(network, optax.sgd(0.1))
+        steps, _ = jax.jit(tx.update)(params, tx.init(params), params, inputs=(normal(5, 3),), key=KEY)
+        after = optax.apply_updates(params, steps)
+        kernels = [leaf for leaf in jax.tree.leaves(after) if leaf.ndim == 2]
+        return max(float(jnp.abs(leaf).max()) * np.sqrt(leaf.shape[0]) / 0.5 for leaf in kernels)
+
+    assert beyond(noise, clipping) == pytest.approx(1, abs=1e-5) and beyond(clipping, noise) > 1.2
+    assert beyond(l2_init(0.1), noise, clipping) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", [shrink_and_perturb, hare_and_tortoise, elastic_reset])
+def test_a_penalty_goes_on_where_nothing_is_drawn_anew(method):
+    """Soft shrink-and-perturb takes what l2_init holds the parameters against along; restarts leave it."""
+    fields = {"shrink": 0.9, "forget": "none"} if method is shrink_and_perturb else {}
+    params = mlp_params()
+    network = NOTHING._replace(apply=mlp, init=lambda key: mlp_params(5))
+    tx = l2_init(lam=1.0).optimiser(network, optax.sgd(0.1))
+    moved = jax.tree.map(lambda leaf: leaf + 1, params)
+    learner = Learner(moved, None, tx.init(params))
+    intervention = method(period=1, **fields)
+    context = Context(KEY, 1, 0, network, (normal(5, 3),), now=True)
+    after, _, _ = intervention.update(learner, intervention.init(learner), context)
+    added, _ = tx.update(zeros(params), after.opt_state, after.params)
+    distance = 0.9 if method is shrink_and_perturb else 1.0
+    chex.assert_trees_all_close(
+        added, jax.tree.map(lambda leaf: jnp.full_like(leaf, -0.1 * 2 * distance), params), rtol=1e-4
+    )

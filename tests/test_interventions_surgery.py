@@ -23,7 +23,7 @@ from resprout.interventions.injection import inject, plasticity_injection
 from resprout.interventions.parameters import orthogonal
 from resprout.interventions.perturb import dormancy_perturb, shrink_and_perturb
 from resprout.interventions.pruning import magnitude_pruning, smallest, sparsity_at
-from resprout.interventions.resets import reset
+from resprout.interventions.resets import layer_mask, reset
 from resprout.interventions.units import continual_backprop, self_normalized_resets
 
 
@@ -568,6 +568,31 @@ def test_continual_backprop_against_numpy():
             np.testing.assert_allclose(leaf, weights[layer][part], rtol=2e-5, atol=1e-5, err_msg=f"{name} at {step}")
         replaced_in_all += sum(map(len, chosen.values()))
     assert replaced_in_all >= 5
+
+
+def test_last_layers_are_no_norms_of_a_residual_stream():
+    """Those before the layers named stay, whosever they are; the network is IMPALA's with layer norm and two heads."""
+    config = DQN(torso="impala", layer_norm=True, dueling=True, hidden=(8,), width=0.25)
+    context, learner = agent_context(config, IMAGE, "critic")
+    for last, parts in ((1, {"value", "advantage"}), (2, {"value", "advantage", "hidden"})):
+        mask = named(jax.jit(lambda params, last=last: layer_mask(context, params, last))(learner.params))
+        assert {name.partition("/")[0] for name, leaf in mask.items() if np.any(leaf)} == parts
+        assert all(np.all(leaf) for name, leaf in mask.items() if name.partition("/")[0] in parts)
+
+
+def test_units_in_several_forms_are_replaced_without_compensation():
+    """One mean would stand for relu(x) and relu(-x), whose weights differ."""
+    cbp = continual_backprop(rate=0.5, maturity=0)
+    for activation, compensates in (("relu", True), ("crelu", False)):
+        context, learner = agent_context(SAC(hidden=(6, 5), activation=activation), CONTROL, "critic")
+        after, info = done(cbp, learner, context)
+        assert all(count > 0 for count in info["replaced"].values())
+        before, biases = (
+            {name: leaf for name, leaf in named(params).items() if name.endswith("bias")}
+            for params in (learner.params, after.params)
+        )
+        heads = [name for name in biases if name.startswith("head")]
+        assert heads and all(np.array_equal(before[name], biases[name]) != compensates for name in heads)
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "reset_drq": Preset(
         DRQ_EPS,
-        "Nikishin et al. (2022), the output layers anew every 20,000 gradient steps, their rule for SPR, on DrQ(eps)",
+        "Nikishin et al. (2022), the output layers anew every 20,000 agent steps, their rule for SPR, on DrQ(eps)",
         {
             "protocol": "atari100k",
             "steps": 100_000,
