@@ -25,7 +25,7 @@ from rich.console import Console
 
 from ..training import Experiment
 from .progress import SuiteProgress
-from .runner import Failure, Run, conclude, last_words, log_path, start
+from .runner import Failure, Run, conclude, last_words, log_path, start, wait
 
 POLL = 0.5  # seconds between looks at the tasks
 CONNECT = 5.0  # seconds within which somebody must answer at the address
@@ -249,10 +249,10 @@ def work(experiment: dict[str, Any], needs: Needs) -> None:
     cores = claim_cores(needs.cpus) or sorted(os.sched_getaffinity(0))
     process, said_before = start(directory, run, cores, environment)
     try:
-        code = process.wait()
+        code = wait(process)
     except BaseException:  # the task is cancelled
         process.send_signal(signal.SIGINT)
-        process.wait()
+        wait(process)
         raise
     if code:
         raise RuntimeError(last_words(directory.with_suffix(".log"), code, said_before))

@@ -119,6 +119,7 @@ def run_all(pending: Sequence[Run], jobs: int, keep_replay: bool, console: Conso
                 for place, (run, process, said_before) in list(running.items()):
                     if process.poll() is None:
                         continue
+                    wait(process)
                     del running[place]
                     if process.returncode:
                         failures.append(
@@ -133,7 +134,7 @@ def run_all(pending: Sequence[Run], jobs: int, keep_replay: bool, console: Conso
         for _, process, _ in running.values():
             process.send_signal(signal.SIGINT)
         for _, process, _ in running.values():
-            process.wait()
+            wait(process)
     return failures
 
 
@@ -160,6 +161,14 @@ def start(
             start_new_session=True,
         )
         return process, log.tell()
+
+
+def wait(process: subprocess.Popen[bytes]) -> int:
+    """Until it has ended, and only then let go of what ties it to this process; its exit code."""
+    code = process.wait()
+    if process.stdin:
+        process.stdin.close()
+    return code
 
 
 def work(task: dict[str, Any]) -> None:
