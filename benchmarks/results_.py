@@ -1,7 +1,7 @@
 """Finished runs as small tables that go into the repository: a row for each run, and thinned points of its curves.
 
     results/SUITE.csv           a line per run; the columns are the fields of `Row`
-    results/SUITE-curves.csv    a line per run and tenth or so of it; a column per metric, empty where nothing was measured
+    results/SUITE-curves.csv    a line per run and twentieth of it (`POINTS`); a column per metric, empty where nothing was measured
 
 From these two, tables and reports are made without the run directories, and each row says from which directory,
 configuration and commit it came.
@@ -28,9 +28,7 @@ from ..training.metrics import read_metrics
 
 SCHEMA = 1  # of both files; a reader refuses every other
 RESULTS = Path(__file__).parent / "results"
-POINTS = (
-    20  # of a curve, unless the suite says how many agent steps one is of: one for each of as many equal parts of a run
-)
+POINTS = 20  # of a curve, each of as many equal parts of a run; unless the suite says how many agent steps one is of
 RETURNS = ("eval/return", "episode/return")
 CURVES = (  # beside these a metric is kept if its name begins so
     "dormant/post/tau0/",
@@ -58,9 +56,7 @@ class Row:
     peak_memory_bytes: int
     protocol: str  # of Atari; empty elsewhere
     digest: str
-    commit: (
-        str  # +dirty if files were changed since; several, oldest first, if it changed on the way; empty: no checkout
-    )
+    commit: str  # +dirty: with changes since; several, oldest first, if it changed on the way; empty: no checkout
     resprout: str  # version
     jax: str  # version
     directory: str  # OUT/ARM/FAMILY-TASK/sSEED, its last four parts

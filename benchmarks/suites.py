@@ -547,7 +547,7 @@ def atari100k() -> Suite:
 def mujoco_v5() -> Suite:
     """Ours: SAC (Haarnoja et al., 2018b) and friends on MuJoCo v5, one million agent steps, of which no table is published.
 
-    ace: the preset ace_mujoco, with networks of 1024; layer_norm: in actor and critics; redo: tau 0.1 every 1,000 gradient steps; reset: of
+    ace: the preset ace_mujoco, with networks of 1024; layer_norm: in the critics; redo: tau 0.1 every 1,000 gradient steps; reset: of
     everything every 200,000, at the laptop's budget every 50,000. The published column is SAC on v4.
     """
     run: dict[str, Any] = {"env": "mujoco/Hopper-v5", **CONTROL_RUN}
@@ -636,7 +636,7 @@ def changing() -> Suite:
     """Ours: MinAtar games in turn, permuted channels and changing physics, DQN; after Abbas et al. (2023, arXiv 2303.07507).
 
     Every 25,000 agent steps the task changes: three games of MinAtar in turn, hidden or signalled in the observation; the channels of Breakout in
-    another order; CartPole under other gravity and force. Exploration ends within the first turn and the replay holds one turn. fresh: the
+    another order; CartPole under other gravity and force. Exploration ends 500 steps after the first turn and the replay holds one turn. fresh: the
     network, its target and the optimiser drawn anew at every change (500 steps later, for learning begins that late) with the replay kept, so
     that the others' gap to it is what the past of a network costs or gives.
     """

@@ -1,6 +1,6 @@
 """Dormancy: scores of hidden units, the sets of dormant ones and their shares, by every meaning in use.
 
-"Dormant ratio" is several quantities in public code; each is one call here, with the name that its metric has:
+"Dormant ratio" is several quantities in public code; each is one call here, with the name that its metric has or would have (linear):
 
     ReDo (Sokar et al., 2023)   dormancy(activations, 0.1, graph)                           dormant/post/tau0.1
     SimBa's metrics             dormancy(activations, 0.1)                                  dormant/post/stacked/tau0.1

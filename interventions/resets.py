@@ -73,7 +73,8 @@ def layer_mask(context: Context, params: PyTree, last: int | None = None, layers
 
         names = {short_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
         # A head is a module, or a kernel without one, which has its bias beside it.
-        modules = [head.rpartition("/")[0] if head in names else head for head in context.graph.heads]
+        heads = [head.partition("[")[0] for head in context.graph.heads]
+        modules = [head.rpartition("/")[0] if head in names else head for head in heads]
 
         def chosen(path: Any, earlier: jax.Array, known: jax.Array) -> jax.Array:
             # Entries of no hidden unit are the heads', or those of a norm over a residual stream, which is no last layer.

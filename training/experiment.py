@@ -92,7 +92,7 @@ class Experiment(Generic[A]):
     diagnose_every: int = 0
     """agent steps between diagnostics in the metrics, 0 for none; `resprout list diagnostics`"""
     loop: Literal["auto", "host", "device"] = "auto"
-    """where the loop runs: auto is on the device, whole, where the environment is a function of JAX (minatar/*, gymnax/*)"""
+    """where the loop runs: auto is on the device, whole, where the environment is a function of JAX (minatar/*, gymnax/*, most of changing/*)"""
     replay_on: Literal["auto", "host", "device"] = "auto"
     """where the frames of image stacks are kept if the loop runs on the host: auto is an accelerator where they fit; the same numbers"""
     sync: bool = False
