@@ -20,6 +20,8 @@ from .compare import flat, text
 from .results_ import read_curves
 
 RETURN = "eval/return"
+# Fields that tell no two configurations apart: what is trained on, what is only watched, what has a field of its own.
+SAME = {"env", "seed", "diagnose_every", "count_draws", "save_replay", "checkpoint_every", "interventions"}
 
 
 class Curve(NamedTuple):
@@ -28,7 +30,7 @@ class Curve(NamedTuple):
     seed: int
     metric: str
     points: list[tuple[int, float]]  # (agent step, value)
-    config: dict[str, Any]  # of a run of ours, by field; without task, seed, and what changes no training
+    config: dict[str, Any]  # of a run of ours, by field or intervention
 
 
 def read(path: Path, metric: str = RETURN) -> list[Curve]:
@@ -56,7 +58,8 @@ def read_run(path: Path, metric: str) -> Curve:
         points = [(line["step"], line[metric]) for line in lines if line.get(metric) is not None]
         names = [f"resprout {experiment['agent']['name']}"]
         names += [spec.partition(":")[0] for spec in experiment.get("interventions", ())]
-        config = {key: value for key, value in flat(experiment).items() if key not in {"env", "seed", *CHANGEABLE}}
+        config = {key: value for key, value in flat(experiment).items() if key not in SAME | CHANGEABLE}
+        config |= {spec.partition(":")[0]: spec.partition(":")[2] for spec in experiment.get("interventions", ())}
         return Curve(" + ".join(names), experiment["env"].partition("/")[2], experiment["seed"], metric, points, config)
     data = json.loads(path.read_text())
     points = [(step, float(np.mean(returns))) for step, returns in data["curve"]] if metric == RETURN else []
@@ -113,7 +116,7 @@ def plot(curves: list[Curve], path: Path) -> None:
     groups = grouped(curves)
     tasks = sorted({(env, metric) for env, metric, _ in groups})
     agents = sorted({agent for *_, agent in groups})
-    figure = Figure(figsize=(5 * len(tasks), 3.6), dpi=110, layout="constrained")
+    figure = Figure(figsize=(5 * len(tasks), 3.6 + 0.2 * len(agents)), dpi=110, layout="constrained")
     panels = FigureCanvasAgg(figure).figure.subplots(1, len(tasks), squeeze=False)[0]
     for (env, metric, agent), members in groups.items():
         axes, colour = panels[tasks.index((env, metric))], f"C{agents.index(agent)}"
@@ -121,11 +124,14 @@ def plot(curves: list[Curve], path: Path) -> None:
             axes.plot(*zip(*member.points, strict=True), color=colour, alpha=0.3, linewidth=1)
         steps = sorted(set.intersection(*({step for step, _ in member.points} for member in members)))
         means = [np.mean([dict(member.points)[step] for member in members]) for step in steps]
-        axes.plot(steps, means, color=colour, label=f"{agent}, {len(members)} seeds", linewidth=2)
+        axes.plot(
+            steps, means, color=colour, label=f"{agent}, {len(members)} seed{'s' * (len(members) > 1)}", linewidth=2
+        )
         axes.set(title=env, xlabel="agent steps", ylabel="evaluation return" if metric == RETURN else metric)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
+    lines = {line.get_label(): line for axes in panels for line in axes.lines if not line.get_label().startswith("_")}
+    figure.legend(lines.values(), lines.keys(), loc="outside lower left", frameon=False)
     figure.savefig(path)
 
 
