@@ -11,7 +11,7 @@ from rich.table import Table
 from .stats import Interval, Scores
 
 ENOUGH = 5  # runs or pairs of a task, below which FEW is said
-FEW = f"Intervals from fewer than {ENOUGH} runs or pairs of a task are too narrow, and show no difference."
+FEW = f"Intervals from fewer than {ENOUGH} runs or pairs of a task are too narrow to tell a difference by."
 MANY = "Each interval is of one comparison: of twenty arms without any effect about one will seem to have some."
 
 
