@@ -1,6 +1,7 @@
 """What suites of changing tasks measure: the return on each task in its turn, the gap to a fresh network, recovery.
 
-All from the mean return of the episodes that ended in equal parts of a run (`results_.Point`), ten to a turn. The area under the curve of a turn is the mean over its parts, in units of return.
+All from the mean return of the episodes that ended in equal parts of a run (`results_.Point`), ten to a turn. The area
+under the curve of a turn is the mean over its parts, in units of return.
 """
 
 from collections import defaultdict

@@ -21,7 +21,7 @@ from .results_ import read_curves
 
 RETURN = "eval/return"
 # Fields that tell no two configurations apart: what is trained on, what is only watched, what has a field of its own.
-SAME = {"env", "seed", "diagnose_every", "count_draws", "save_replay", "checkpoint_every", "interventions"}
+SAME = {"env", "seed", "diagnose_every", "count_draws", "save_replay", "interventions"}
 
 
 class Curve(NamedTuple):

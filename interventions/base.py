@@ -250,16 +250,6 @@ def chain(*interventions: Intervention) -> Intervention:
             states.append(own)
         return learner, tuple(states), info
 
-    def wrap(network: Network, tx: optax.GradientTransformation) -> optax.GradientTransformation:
-        for inner in reversed(interventions):  # the outermost sees the gradient first
-            tx = inner.wrap(network, tx) if inner.wrap else tx
-        return tx
-
-    def project(network: Network, tx: optax.GradientTransformation) -> optax.GradientTransformation:
-        for inner in interventions:  # the innermost sees the step first
-            tx = inner.project(network, tx) if inner.project else tx
-        return tx
-
     def rebuild(network: Network) -> Network:
         for inner in interventions:
             network = inner.rebuild(network) if inner.rebuild else network
@@ -270,9 +260,7 @@ def chain(*interventions: Intervention) -> Intervention:
             config = inner.configure(config) if inner.configure else config
         return config
 
-    for i, inner in enumerate(interventions):
-        others = interventions[:i] + interventions[i + 1 :]
-        check_beside(inner, [other for other in others if _overlap(inner.learners, other.learners)])
+    check_together(interventions)
     chosen = [inner.learners for inner in interventions]
     probes = [inner.probe for inner in interventions if inner.probe is not None]
     require(all(inner.control is None for inner in interventions), "chain: what sets the replay ratio stands alone")
@@ -285,8 +273,8 @@ def chain(*interventions: Intervention) -> Intervention:
     return Intervention(
         init,
         update,
-        wrap if any(inner.wrap for inner in interventions) else None,
-        project if any(inner.project for inner in interventions) else None,
+        functools.partial(wrapped, interventions) if any(inner.wrap for inner in interventions) else None,
+        functools.partial(projected, interventions) if any(inner.project for inner in interventions) else None,
         rebuild if any(inner.rebuild for inner in interventions) else None,
         configure if any(inner.configure for inner in interventions) else None,
         period=math.gcd(*(inner.period for inner in interventions)),
@@ -299,13 +287,34 @@ def chain(*interventions: Intervention) -> Intervention:
     )
 
 
-def check_beside(inner: Intervention, others: Sequence[Intervention]) -> None:
+def wrapped(
+    interventions: Sequence[Intervention], network: Network, tx: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """With what each makes of gradients; the first is the outermost, which sees them first."""
+    for inner in reversed(interventions):
+        tx = inner.wrap(network, tx) if inner.wrap else tx
+    return tx
+
+
+def projected(
+    interventions: Sequence[Intervention], network: Network, tx: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """With what each makes of the optimiser's steps; the first is the innermost, which sees them first."""
+    for inner in interventions:
+        tx = inner.project(network, tx) if inner.project else tx
+    return tx
+
+
+def check_together(interventions: Sequence[Intervention]) -> None:
     """InterventionError where one has parameters of its own that others, on the same learner, would change."""
-    changing = [other.name for other in others if other.changes]
-    require(
-        not (inner.keeps and changing),
-        f"{inner.name} has heads that must stay as they are: it cannot act on a learner together with {', '.join(changing)}",
-    )
+    for keeper in (inner for inner in interventions if inner.keeps):
+        others = (other for other in interventions if other is not keeper and other.changes)
+        changing = [other.name for other in others if _overlap(keeper.learners, other.learners)]
+        require(
+            not changing,
+            f"{keeper.name} has heads that must stay as they are: it cannot act on a learner together with "
+            f"{', '.join(changing)}",
+        )
 
 
 def _overlap(first: tuple[str, ...] | None, second: tuple[str, ...] | None) -> bool:

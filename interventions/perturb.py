@@ -170,25 +170,25 @@ def mix(
     own_key, target_key = jax.random.split(key)
     fresh = fresh_params(context, own_key, learner.params, init)
 
-    def mixed(params: PyTree, fresh: PyTree) -> PyTree:
-        return jax.tree.map(lambda old, new: (keep * old + share * new).astype(old.dtype), params, fresh)
+    def blend(old: jax.Array, new: jax.Array) -> jax.Array:
+        return (keep * old + share * new).astype(old.dtype)
 
     forgotten = {"edited": None, "all": _everywhere(learner.params, True), "none": _everywhere(learner.params, False)}
     edited = edit(
         learner,
-        mixed(learner.params, fresh),
+        jax.tree.map(blend, learner.params, fresh),
         mask,
         forget=forgotten[forget],
         count="zero" if forget == "all" and count == "entry" else count,
         target="copy" if target == "copy" else "keep",
         references=False,
     )
-    moved = move_references(edited.opt_state, mask, fresh, keep, share)
-    edited = edited.replace(opt_state=moved)
+    edited = edited.replace(opt_state=move_references(edited.opt_state, mask, fresh, blend))
     if learner.target_params is None or target in ("keep", "copy"):
         return edited
     theirs = fresh if target == "edit" else fresh_params(context, target_key, learner.params, init)
-    alone = edit(Learner(learner.target_params, None, ()), mixed(learner.target_params, theirs), mask)
+    mixed = jax.tree.map(blend, learner.target_params, theirs)
+    alone = edit(Learner(learner.target_params, None, ()), mixed, mask)
     return edited.replace(target_params=alone.params)
 
 

@@ -1,5 +1,6 @@
 """The one edit that every method makes: parameters, what the optimiser remembers of them, and the target together."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -11,6 +12,12 @@ from ..agents.optimizer import AdamState, forget_ages
 
 Count = Literal["entry", "keep", "zero"]
 Target = Literal["keep", "edit", "copy"]
+Blend = Callable[[jax.Array, jax.Array], jax.Array]  # of an old leaf and a new one
+
+
+def replaced(old: jax.Array, new: jax.Array) -> jax.Array:
+    """The `Blend` that draws anew."""
+    return new
 
 
 class Reference(struct.PyTreeNode):
@@ -107,27 +114,21 @@ def _apart(node: Any) -> bool:
     return isinstance(node, AdamState | Reference)
 
 
-def move_references(
-    opt_state: PyTree, mask: PyTree, params: PyTree, keep: jax.Array | float = 0.0, share: jax.Array | float = 1.0
-) -> PyTree:
-    """The optimiser's state with keep * old + share * `params` where `mask` in every `Reference`."""
+def move_references(opt_state: PyTree, mask: PyTree, params: PyTree, blend: Blend = replaced) -> PyTree:
+    """The optimiser's state with what `blend` makes of old entries and `params` where `mask`, in every `Reference`."""
 
     def moved(node: Any) -> Any:
-        return Reference(_where(mask, params, node.params, keep, share)) if isinstance(node, Reference) else node
+        return Reference(_where(mask, params, node.params, blend)) if isinstance(node, Reference) else node
 
     return jax.tree.map(moved, opt_state, is_leaf=_apart)
 
 
-def _where(
-    mask: PyTree, new: PyTree, old: PyTree, keep: jax.Array | float = 0.0, share: jax.Array | float = 1.0
-) -> PyTree:
+def _where(mask: PyTree, new: PyTree, old: PyTree, blend: Blend = replaced) -> PyTree:
     """By their paths, for an old tree may lack some of the leaves, as under optax.masked; its dtypes stay."""
     masks, values = (dict(jax.tree.leaves_with_path(tree)) for tree in (mask, new))
-    replaces = isinstance(keep, float) and isinstance(share, float) and (keep, share) == (0, 1)
 
     def chosen(path: Any, leaf: Any) -> jax.Array:
-        value = values[path] if replaces else keep * leaf + share * values[path]
-        return jnp.where(masks[path], jnp.asarray(value, jnp.result_type(leaf)), leaf)
+        return jnp.where(masks[path], jnp.asarray(blend(leaf, values[path]), jnp.result_type(leaf)), leaf)
 
     return jax.tree.map_with_path(chosen, old)
 

@@ -53,7 +53,8 @@ def continual_backprop(
     maturity: gradient steps that a unit lives at least. decay: of the running averages, corrected for their start.
     compensate: the bias of each consumer takes over mean activation * outgoing weight, so that outputs keep their mean;
         averaged over the places of a convolution. A consumer whose bias does not stand beside its kernel goes without, and so
-        does every one in a network that reads units in several forms, each with a mean of its own (CReLU). The authors' code sets the mean to 0 before it is used, which makes it compensate=false.
+        does every one in a network that reads units in several forms, each with a mean of its own (CReLU). The authors'
+        code sets the mean to 0 before it is used, which makes it compensate=false.
     period, start, stop: gradient steps between two looks, as in `every`; the paper's is 1. At each, a forward pass.
     count: of the optimiser, of the entries replaced: see `edit`.
     """

@@ -174,15 +174,17 @@ class Experiment(Generic[A]):
 
     def sampler(self, capacity: int | None = None) -> Sampler:
         """Over the run's own replay, or over one of `capacity` slots."""
-        make = parse_spec(self.replay, REPLAYS, "replay", given=("capacity",))
-        sampler: Sampler = make(self.agent.capacity if capacity is None else capacity)
+        sampler: Sampler = self._make_sampler(self.agent.capacity if capacity is None else capacity)
         return sampler
 
     @property
     def replay_fields(self) -> dict[str, Any]:
         """Those of the sampler, as given or by default."""
-        make = parse_spec(self.replay, REPLAYS, "replay", given=("capacity",))
-        return {name: field.default for name, field in inspect.signature(make).parameters.items()}
+        return {name: field.default for name, field in inspect.signature(self._make_sampler).parameters.items()}
+
+    @property
+    def _make_sampler(self) -> Any:
+        return parse_spec(self.replay, REPLAYS, "replay", given=("capacity",))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data from which `from_json` makes an equal experiment."""

@@ -21,7 +21,7 @@ from ..diagnostics import (
     value_churn,
 )
 from ..interventions import METHODS, Context, Intervention, InterventionError, Trigger, on, threshold, when
-from ..interventions.base import check_beside
+from ..interventions.base import check_together, projected, wrapped
 from .specs import parse_spec
 
 PROBE = 256  # transitions that diagnostics read; Sokar et al. (2023), figure 24: 32 to 1,024 tell the same
@@ -95,15 +95,10 @@ def build_agent(config: Any, spec: Spec, interventions: Sequence[Intervention]) 
         name: str, network: Network, tx: optax.GradientTransformation
     ) -> tuple[Network, optax.GradientTransformation]:
         acting = [intervention for intervention in interventions if intervention.acts_on(name, network)]
-        for i, intervention in enumerate(acting):
-            check_beside(intervention, acting[:i] + acting[i + 1 :])
+        check_together(acting)
         for intervention in acting:
             network = intervention.rebuild(network) if intervention.rebuild else network
-        for intervention in reversed(acting):
-            tx = intervention.wrap(network, tx) if intervention.wrap else tx
-        for intervention in acting:
-            tx = intervention.project(network, tx) if intervention.project else tx
-        return network, tx
+        return network, projected(acting, network, wrapped(acting, network, tx))
 
     agent: Agent = config.build(spec, wrap)
     for intervention in interventions:

@@ -72,9 +72,7 @@ class Result:
     directory: Path
     state: PyTree  # the agent's
     evaluation: Evaluation | None  # of the last state
-    steps_per_second: (
-        float  # agent steps; learning on, the first updates, evaluations, diagnostics and checkpoints excluded
-    )
+    steps_per_second: float  # agent steps, learning on; no first updates, evaluations, diagnostics or checkpoints
     curve: Path | None
     summary: dict[str, Any]
 

@@ -82,7 +82,7 @@ def train_seeds(
     """
     prepare_process()
     Tracker.check(experiment.track)
-    chosen = _mode(experiment, mode, devices)
+    chosen, spec, on_device = _mode(experiment, mode, devices)
     if profile and chosen == "processes":
         raise ExperimentError("--profile traces seeds of one process: add --seeds-mode vmap, or leave out --seeds")
     out = Path(str(experiment.out)) if resume or processes.index else _new_directory(experiment, seeds)
@@ -102,17 +102,20 @@ def train_seeds(
     if chosen == "vmap":
         _train_together(each, out, devices, quiet, profile, begin)
     else:
-        _train_apart(each, out, quiet, begin)
+        _train_apart(each, out, spec, on_device, quiet, begin)
     if all(_is_finished(own) for own in all_seeds):
         plot_seeds(out, [Path(str(own.out)) for own in all_seeds])
     return out
 
 
-def _mode(experiment: Experiment, mode: Mode, devices: int | None) -> Mode:
-    """What `auto` stands for here; EnvError, ExperimentError and the agents' own where something does not fit."""
+def _mode(experiment: Experiment, mode: Mode, devices: int | None) -> tuple[Mode, EnvSpec, bool]:
+    """What `auto` stands for here, what the environments are like, and whether the loop runs on the device.
+
+    EnvError, ExperimentError and the agents' own where something does not fit.
+    """
     with closing(make_env(experiment, training=True, num_envs=experiment.num_envs)) as env:
-        agent = experiment.build_agent(env.spec)
-        on_device = loop_on_device(experiment, env)
+        spec, on_device = env.spec, loop_on_device(experiment, env)
+        agent = experiment.build_agent(spec)
         reason = None if on_device else why_apart(experiment, agent)
     controls = [each.name for each in experiment.acting if each.control]
     if controls:
@@ -127,8 +130,8 @@ def _mode(experiment: Experiment, mode: Mode, devices: int | None) -> Mode:
             f"--devices shares seeds of a loop on the device, and that of {experiment.env} is on the host"
         )
     if mode == "processes" or reason or (not together and jax.default_backend() == "cpu"):
-        return "processes"
-    return "vmap"
+        return "processes", spec, on_device
+    return "vmap", spec, on_device
 
 
 def _new_directory(experiment: Experiment, seeds: Sequence[int]) -> Path:
@@ -212,15 +215,15 @@ def _check_memory(experiment: Experiment, spec: EnvSpec, on_device: bool, seeds:
 # In processes
 
 
-def _train_apart(each: Sequence[Experiment], out: Path, quiet: bool, begin: Callable[[], None]) -> None:
+def _train_apart(
+    each: Sequence[Experiment], out: Path, spec: EnvSpec, on_device: bool, quiet: bool, begin: Callable[[], None]
+) -> None:
     for own in each:
         Experiment.from_json(own.to_json())  # says what cannot be handed to another process
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None] * (os.cpu_count() or 1)
     waiting = [own for own in reversed(each) if not _is_finished(own)]
     if waiting:  # each process sees no more than its own replay, and memory is taken as it fills
-        with closing(make_env(waiting[0], training=True, num_envs=waiting[0].num_envs)) as env:
-            on_device = loop_on_device(waiting[0], env)
-            _check_memory(waiting[0], env.spec, on_device, min(len(waiting), len(cores)))
+        _check_memory(waiting[0], spec, on_device, min(len(waiting), len(cores)))
     running: dict[int, tuple[Experiment, subprocess.Popen[bytes]]] = {}  # by place: which core
     failed: list[Experiment] = []
     received: list[int] = []
