@@ -215,9 +215,13 @@ def test_b1_adaptive_rr_reads_the_share_of_active_units_of_the_four_rectified_la
     algorithm, state, _ = small()
     batch, network = random_batch(size=256), algorithm.networks["critic"]
     context = Context(KEY, 1, 0, network, partial(network.inputs_in, state, batch), "critic", batch, state)
+    adaptive = adaptive_replay_ratio(layers=("heads",))
 
     def active(params):
-        return float(context.measure(params, "fau", ("heads",)))
+        learner = state.critic.replace(params=params)
+        return float(
+            adaptive.update(learner, adaptive.init(learner), context)[1].previous
+        )  # of the first gradient step
 
     params = state.critic.params
     activations = context.activations(params)

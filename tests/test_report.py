@@ -14,6 +14,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from resprout.benchmarks import __main__ as bench_command
 from resprout.benchmarks import plots
 from resprout.benchmarks.results_ import Point, Row, paths, write_curves, write_rows
 from resprout.benchmarks.suites import SUITES
@@ -173,6 +174,8 @@ def test_no_two_arms_look_alike():
 )
 def test_bad_input_is_one_line_and_creates_nothing(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    # As for a suite that the repository has no results of, whatever has been added to them.
+    monkeypatch.setattr(bench_command, "paths", lambda suite, folder=tmp_path / "none": paths(suite, folder))
     assert command_line.dispatch(["bench", "report", *arguments]) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1

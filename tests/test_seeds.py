@@ -18,6 +18,7 @@ from resprout.agents import ACE, DQN
 from resprout.training import Experiment, ExperimentError, checkpoint, placement, train
 from resprout.training.__main__ import dispatch
 from resprout.training.metrics import plot_seeds, read_metrics
+from resprout.training.run import Run
 from resprout.training.seeds import parse_seeds, read_seeds, train_seeds
 from resprout.training.sharing import share_seeds
 
@@ -167,6 +168,28 @@ def test_the_speed_of_seeds_in_one_loop_is_that_of_the_loop(tmp_path: Path) -> N
     out = train_seeds(small(tmp_path / "out", steps=2_000, eval_episodes=20), (0, 1), mode="vmap", quiet=True)
     speeds = [json.loads((out / f"s{seed}" / "summary.json").read_text())["steps_per_second"] for seed in (0, 1)]
     assert speeds[0] == speeds[1] > 0
+
+
+def test_evaluations_of_another_seed_are_no_part_of_the_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate, finish = Run.evaluate, Run.finish
+    taken: list[float] = []  # by every evaluation, seconds
+    paused: list[float] = []  # of the speed of each seed, before its last evaluation
+
+    def timed(run: Run) -> Any:
+        began = time.monotonic()
+        result = evaluate(run)
+        taken.append(time.monotonic() - began)
+        return result
+
+    def noted(run: Run, steps_per_second: float) -> Any:
+        paused.append(run.speed.paused)
+        return finish(run, steps_per_second)
+
+    monkeypatch.setattr(Run, "evaluate", timed)
+    monkeypatch.setattr(Run, "finish", noted)
+    changes = {"steps": 2_000, "eval_every": 1_000, "eval_episodes": 1}
+    train_seeds(small(tmp_path / "out", **changes), (0, 1), mode="vmap", quiet=True)
+    assert paused[0] == paused[1] >= sum(taken[:2]) > 0  # those on the way, of both
 
 
 @pytest.mark.parametrize("env", ["gym/CartPole-v1", "gymnax/CartPole-v1"])
