@@ -198,7 +198,7 @@ def test_an_accelerator_trains_them_together(
     backend: str, mode: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    assert seeds_module._mode(small(tmp_path / "run", **CHANGES), "auto", 1) == mode
+    assert seeds_module._mode(small(tmp_path / "run", **CHANGES), "auto", 1)[0] == mode
 
 
 @pytest.mark.slow
