@@ -200,7 +200,7 @@ def add_to_results(name: str, flags: list[str], console: Console) -> int:
     rows, points = read_finished(asked.source, name, suite.arms, suite.width)
     table = paths(name, asked.results)[0]
     new = add(rows, points, name, asked.results, partial(check_rows, name, suite))
-    console.print(f"{table}: {new} runs added, {len(rows) - new} were there already", markup=False)
+    console.print(f"{table}: {new} runs added, {len(rows) - new} were there already", markup=False, soft_wrap=True)
     return 0
 
 

@@ -52,6 +52,7 @@ class Suite:
 
 
 MINATAR = tuple(f"minatar/{game}" for game in ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders"))
+THREE_MINATAR = tuple(f"minatar/{game}" for game in ("Asterix", "Breakout", "SpaceInvaders"))
 REDO_GAMES = tuple(
     f"atari/{game}"
     for game in (
@@ -94,6 +95,7 @@ NIKISHIN_DMC = tuple(
 MUJOCO = ("HalfCheetah", "Hopper", "Walker2d", "Ant", "Humanoid")
 SEEDS = tuple(range(10))
 THREE = (0, 1, 2)
+FIVE = tuple(range(5))  # of which a paired comparison may have a verdict
 ATARI_RUN: dict[str, Any] = {"checkpoint_every": 250_000, "keep_checkpoints": 1, "diagnose_every": 50_000}
 CONTROL_RUN: dict[str, Any] = {"checkpoint_every": 50_000, "keep_checkpoints": 1, "diagnose_every": 10_000}
 ATARI_100K_RUN: dict[str, Any] = {
@@ -141,9 +143,11 @@ def errr_minatar() -> Suite:
     return Suite(
         arms=arms,
         tasks=MINATAR,
-        seeds=tuple(range(10)),
+        seeds=SEEDS,
         steps={"laptop": 200_000, "paper": 5_000_000},  # paper: Young & Tian (2019) on MinAtar
         baselines={arm: arm.rpartition("-")[0] + "-wr" for arm in arms if not arm.endswith("-wr")},
+        laptop_tasks=THREE_MINATAR,
+        laptop_seeds=FIVE,
     )
 
 
@@ -187,8 +191,8 @@ def redo_minatar() -> Suite:
         steps={"laptop": 200_000, "paper": 5_000_000},  # paper: Young & Tian (2019) on MinAtar
         baselines={arm: "dqn-" + arm.rpartition("-")[2] for arm in arms if not arm.startswith("dqn-")},
         paper=later,
-        laptop_tasks=tuple(f"minatar/{game}" for game in ("Asterix", "Breakout", "SpaceInvaders")),
-        laptop_seeds=tuple(range(5)),
+        laptop_tasks=THREE_MINATAR,
+        laptop_seeds=FIVE,
         evaluations=10,
     )
 
@@ -643,7 +647,7 @@ def changing() -> Suite:
     preset: Any = PRESETS["dqn_minatar"].agent
     agent = dataclasses.replace(preset, warmup=500, epsilon_decay_steps=PERIOD, capacity=PERIOD)
     names = ("minatar-cycle", "minatar-cycle-signalled", "Breakout-permuted", "CartPole-physics")
-    return changing_suite("dqn", agent, names, laptop=("minatar-cycle", "Breakout-permuted"))
+    return changing_suite("dqn", agent, names, laptop=("minatar-cycle", "Breakout-permuted"), seeds=FIVE)
 
 
 def changing_sac() -> Suite:
@@ -653,13 +657,21 @@ def changing_sac() -> Suite:
     """
     names = tuple(f"{body}-physics" for body in ("Hopper", "HalfCheetah", "Walker2d", "Ant"))
     moving = {"adam_rel": "period=1000"}  # its target has no copies that it could follow
-    return changing_suite("sac", SAC(capacity=PERIOD, warmup=1_000), names, laptop=names[:1], more=moving)
+    return changing_suite("sac", SAC(capacity=PERIOD, warmup=1_000), names, laptop=names[:1], seeds=THREE, more=moving)
 
 
 def changing_suite(
-    name: str, agent: Any, names: tuple[str, ...], laptop: tuple[str, ...], more: Mapping[str, str] | None = None
+    name: str,
+    agent: Any,
+    names: tuple[str, ...],
+    laptop: tuple[str, ...],
+    seeds: tuple[int, ...],
+    more: Mapping[str, str] | None = None,
 ) -> Suite:
-    """One agent by itself, begun anew at every change, and with interventions that are not told of it. more: fields, as in GRID."""
+    """One agent by itself, begun anew at every change, and with interventions that are not told of it.
+
+    laptop, seeds: what fits a laptop. more: fields, as in GRID.
+    """
     tasks, laptop_tasks = (tuple(f"changing/{each}@{PERIOD}" for each in some) for some in (names, laptop))
     fields = {"redo": GRID["redo"], "shrink_and_perturb": "period=5000"} | dict(more or {})
     methods = (
@@ -677,7 +689,7 @@ def changing_suite(
         steps={"laptop": 8 * PERIOD, "paper": 40 * PERIOD},
         baselines=against(arms, name),
         laptop_tasks=laptop_tasks,
-        laptop_seeds=THREE,
+        laptop_seeds=seeds,
         width=PERIOD // PARTS,
         fresh="fresh",
     )
