@@ -17,7 +17,7 @@ from .results_ import RESULTS, add, paths, read_finished
 from .runner import is_finished, run_all, runs
 from .sheet import Sheet
 from .suites import SUITES
-from .tables import check_rows, gather, rows_sheet, sheets
+from .tables import check_rows, command, gather, returns_of, rows_sheet, sheets
 
 SIMULATIONS = {"errr-counts": "Fujita (2025), arXiv 2503.02269: draws of a transition over its life, all samplers"}
 USAGE = """\
@@ -149,7 +149,10 @@ def table_of_suite(name: str, flags: list[str], console: Console) -> int:
     parser.add_argument("--rows", action="store_true", help="directory, digest and commit of every run instead")
     asked = parser.parse_args(flags)
     rows, points = gather(name, suite, *where_from(name, asked))
-    print_sheets([rows_sheet(rows)] if asked.rows else sheets(suite, rows, points), console, asked.markdown)
+    made = [rows_sheet(rows, returns_of(suite, rows, points))] if asked.rows else sheets(suite, rows, points)
+    print_sheets(made, console, asked.markdown)
+    said = command(name, suite, rows)
+    print(f"`{said}`") if asked.markdown else console.print(f"runs of: {said}", markup=False, soft_wrap=True)
     return 0
 
 
@@ -169,8 +172,8 @@ def report_of_suite(name: str, flags: list[str], console: Console) -> int:
 
 def add_source_flags(parser: ArgumentParser, name: str) -> None:
     default = Path("runs", name)
-    parser.add_argument("--out", type=Path, help=f"run directories; {default} where there are no results")
-    parser.add_argument("--results", type=Path, help=f"folder with {name}.csv; the repository's where nothing is given")
+    parser.add_argument("--out", type=Path, help=f"run directories; {default} if a run is finished there")
+    parser.add_argument("--results", type=Path, help=f"folder with {name}.csv; otherwise the repository's")
 
 
 def where_from(name: str, asked: Namespace) -> tuple[Path | None, Path | None]:
@@ -178,7 +181,7 @@ def where_from(name: str, asked: Namespace) -> tuple[Path | None, Path | None]:
     if asked.out is not None or asked.results is not None:
         return asked.out, asked.results
     default = Path("runs", name)
-    stored = not default.exists() and paths(name)[0].exists()
+    stored = paths(name)[0].exists() and not any(default.glob("*/*/*/summary.json"))
     return (None, RESULTS) if stored else (default, None)
 
 

@@ -1,7 +1,8 @@
 """What suites of changing tasks measure: the return on each task in its turn, the gap to a fresh network, recovery.
 
 All from the mean return of the episodes that ended in equal parts of a run (`results_.Point`), ten to a turn. The area
-under the curve of a turn is the mean over its parts, in units of return.
+under the curve of a turn is the mean over its parts. Tasks that take turns have returns of different size, so turns are brought
+to one scale (`scaled`) before a mean over them is compared.
 """
 
 from collections import defaultdict
@@ -9,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ..envs.changing_ import parse
+from ..envs.changing_ import parse, sequence
 from .results_ import Point, Row
 from .sheet import Sheet, cells, notes_on_pairs, verdict
 from .stats import Array, differences, stratified_interval
@@ -44,6 +45,30 @@ def areas(turns: Turns) -> dict[str, dict[str, dict[int, float]]]:
     }
 
 
+def scaled(turns: Turns, tasks: Sequence[str], reference: str) -> Turns:
+    """Every turn over the mean return that `reference` has, in all its runs and turns, on the task whose turn it is.
+
+    ValueError unless that is positive.
+    """
+    found: Turns = defaultdict(lambda: defaultdict(dict))
+    for task in tasks:
+        level = levels(np.stack(list(turns[reference][task].values())), task)
+        if not np.all(level > 0):
+            raise ValueError(
+                f"{reference} has a mean return of {min(level):g} on a task of {task}, which cannot be score 1"
+            )
+        for arm, by_task in turns.items():
+            for seed, run in by_task.get(task, {}).items():
+                found[arm][task][seed] = run / np.resize(level, len(run))[:, None]
+    return {arm: dict(by_task) for arm, by_task in found.items()}
+
+
+def levels(runs: Array, task: str) -> Array:
+    """Mean return on each task of the sequence that had a turn; runs: [runs, turns, parts]."""
+    length = min(len(sequence(task)), runs.shape[1])
+    return np.array([mean(runs[:, which :: len(sequence(task))]) for which in range(length)])
+
+
 def mean(values: Array, axis: int | tuple[int, ...] | None = None) -> Array:
     """Of what was measured; NaN where nothing was."""
     count = (~np.isnan(values)).sum(axis=axis)
@@ -63,36 +88,45 @@ def recovery(run: Array, fresh: Array) -> Array:
 
 def changing_sheets(turns: Turns, arms: Sequence[str], tasks: Sequence[str], fresh: str) -> list[Sheet]:
     """Returns by turn, and what a change costs each arm beside `fresh`, the arm whose networks begin anew at every change."""
-    made = [turns_sheet(turns, arms, task) for task in tasks]
+    tasks = [task for task in tasks if any(turns.get(arm, {}).get(task) for arm in arms)]
+    made = [sheet for task in tasks for sheet in turns_sheets(turns, arms, task)]
     others = [arm for arm in arms if arm != fresh]
-    if all(turns.get(fresh, {}).get(task) for task in tasks):
-        made += [change_sheet(turns, others, task, fresh) for task in tasks]
+    return made + [change_sheet(turns, others, task, fresh) for task in tasks if turns.get(fresh, {}).get(task)]
+
+
+def turns_sheets(turns: Turns, arms: Sequence[str], task: str) -> list[Sheet]:
+    """Mean over the seeds of the areas, of each turn and of each task that takes turns."""
+    runs = {arm: np.stack(list(turns[arm][task].values())) for arm in arms if turns.get(arm, {}).get(task)}
+    by_turn = {arm: mean(each, axis=(0, 2)) for arm, each in runs.items()}
+    by_task = {arm: levels(each, task) for arm, each in runs.items()}
+    made = []
+    for title, values, names in (
+        ("each turn", by_turn, [f"turn {turn}" for turn in range(1, max(map(len, by_turn.values())) + 1)]),
+        ("all turns of each task", by_task, sequence(task)[: max(map(len, by_task.values()))]),
+    ):
+        lines = [(arm, str(len(runs[arm])), *(f"{value:.2f}" for value in each)) for arm, each in values.items()]
+        made.append(Sheet(f"{task}: mean return of the episodes of {title}", ("arm", "runs", *names), lines))
     return made
-
-
-def turns_sheet(turns: Turns, arms: Sequence[str], task: str) -> Sheet:
-    """Mean over the seeds of each turn's area."""
-    runs = {arm: np.stack(list(turns[arm][task].values())) for arm in arms if turns[arm].get(task)}
-    lines = [
-        (arm, str(len(each)), *(f"{value:.2f}" for value in mean(each, axis=(0, 2)))) for arm, each in runs.items()
-    ]
-    columns = ("arm", "runs", *(f"turn {turn}" for turn in range(1, len(lines[0]) - 1)))
-    return Sheet(f"{task}: mean return of the episodes of each turn", columns, lines)
 
 
 def change_sheet(turns: Turns, arms: Sequence[str], task: str, fresh: str) -> Sheet:
     """After the first turn: gap to the fresh network of the same seed, and how soon its gain is caught up with."""
     period, lines, every = parse(task)[1], [], []
-    anew = {seed: run[1:] for seed, run in turns[fresh][task].items()}
-    level = mean(np.stack(list(anew.values())), axis=0)
+    try:
+        measured, unit = scaled(turns, [task], fresh), f"{fresh}'s mean return on the task whose turn it is"
+    except ValueError:
+        measured, unit = turns, "raw return"
+    level = mean(np.stack(list(turns[fresh][task].values())), axis=0)[1:]
     for arm in arms:
-        runs = {seed: run[1:] for seed, run in turns[arm].get(task, {}).items()}
-        own, theirs = ({seed: float(mean(run)) for seed, run in each.items()} for each in (runs, anew))
+        own, theirs = (
+            {seed: float(mean(run[1:])) for seed, run in measured.get(each, {}).get(task, {}).items()}
+            for each in (arm, fresh)
+        )
         gaps = [differences(own, theirs)]
         if not len(gaps[0]):
             continue
         every.append(gaps)
-        waits = np.concatenate([recovery(run, level) for run in runs.values()]) * period / PARTS
+        waits = np.concatenate([recovery(run[1:], level) for run in turns[arm][task].values()]) * period / PARTS
         interval = stratified_interval(gaps)
         lines.append(
             (
@@ -102,6 +136,7 @@ def change_sheet(turns: Turns, arms: Sequence[str], task: str, fresh: str) -> Sh
         )
     columns = ("arm", "pairs", f"return less {fresh}'s", "95 % interval", "", "steps to recover", "not in the turn")
     note = (
+        f"Returns are in units of {unit}. "
         f"To recover is to reach {RECOVERED:.0%} of what {fresh} gains in that turn; a turn of {period:,} steps in which that "
         "does not happen counts whole."
     )

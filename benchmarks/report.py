@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..training.checkpoint import write_atomically
+from .changing import Turns
 from .compare import flat
 from .plots import Curve, Look, curves_svg, intervals_svg, looks, profiles_svg
 from .results_ import RETURNS, Point, Row
@@ -21,6 +22,8 @@ from .tables import (
     Returns,
     arms_sheet,
     arrays,
+    changes,
+    command,
     differences_sheet,
     gather,
     ours,
@@ -50,19 +53,19 @@ def write_report(path: Path, name: str, suite: Suite, source: str, out: Path | N
 
 def body(name: str, suite: Suite, source: str, rows: Sequence[Row], points: Sequence[Point], out: Path | None) -> str:
     """What stands between <body> and the script."""
-    returns = returns_of(suite, rows, points)
+    returns, turns = returns_of(suite, rows, points), changes(suite, rows, points)
     arms = [arm for arm in suite.arms if any(row.arm == arm for row in rows)]
     tasks = [task for task in suite.tasks if any(row.task == task for row in rows)]
     styles = looks(arms)
     parts = {
-        "Aggregate": aggregate(suite, returns, tasks, styles),
+        "Aggregate": aggregate(suite, returns, turns, tasks, styles),
         "Tasks": by_task(suite, rows, returns, tasks),
-        "Changes of task": "\n".join(map(table, turn_sheets(suite, returns, rows, points, tasks))),
-        "Published figures": published(suite, rows, returns, tasks),
+        "Changes of task": "\n".join(map(table, turn_sheets(suite, returns, turns, tasks))),
+        "Published figures": published(suite, rows, returns, turns, tasks),
         "Learning curves": learning(points, arms, tasks, styles, suite.width),
         "Diagnostics": diagnostics(points, arms, tasks, styles),
         "Configurations": configurations(suite, rows, arms, out),
-        "Runs": runs(rows),
+        "Runs": runs(rows, returns),
     }
     parts = {title: text for title, text in parts.items() if text}
     links = " ".join(f'<a href="#{anchor(title)}">{title}</a>' for title in parts)
@@ -70,13 +73,13 @@ def body(name: str, suite: Suite, source: str, rows: Sequence[Row], points: Sequ
         f'<section aria-labelledby="{anchor(title)}"><h2 id="{anchor(title)}">{title}</h2>\n{text}</section>'
         for title, text in parts.items()
     )
-    return f"{head(name, source, rows)}<nav>{links}</nav>\n{legend(styles)}\n<main>\n{sections}\n</main>"
+    return f"{head(name, suite, source, rows)}<nav>{links}</nav>\n{legend(styles)}\n<main>\n{sections}\n</main>"
 
 
 # Sections
 
 
-def head(name: str, source: str, rows: Sequence[Row]) -> str:
+def head(name: str, suite: Suite, source: str, rows: Sequence[Row]) -> str:
     """What was run, when and with what."""
     commits = sorted({commit for row in rows for commit in row.commits}) or ["not recorded"]
     versions = sorted({f"{row.resprout}, jax {row.jax}" for row in rows})
@@ -96,7 +99,7 @@ def head(name: str, source: str, rows: Sequence[Row]) -> str:
     said = "".join(f"<p>{escape(part)}</p>" for part in paragraphs if part)
     return (
         f'<header><h1>{escape(name)}</h1>{said}<dl class="facts">{told}</dl>'
-        f'<p class="soft">Run by <code>resprout bench run {escape(name)}</code>, written by '
+        f'<p class="soft">Run by <code>{escape(command(name, suite, rows))}</code>, written by '
         f"<code>resprout bench report {escape(name)}</code>. Intervals are of {LEVEL:.0%}, by a bootstrap over runs within each task: "
         "they say how well these runs pin down a figure on these tasks.</p></header>\n"
     )
@@ -115,13 +118,13 @@ def legend(styles: Mapping[str, Look]) -> str:
     return f'<div class="legend" role="group" aria-label="Arms shown in the figures">{items}{switch}</div>'
 
 
-def aggregate(suite: Suite, returns: Returns, tasks: Sequence[str], styles: Mapping[str, Look]) -> str:
+def aggregate(suite: Suite, returns: Returns, turns: Turns, tasks: Sequence[str], styles: Mapping[str, Look]) -> str:
     """Interquartile means, paired differences and performance profiles over all tasks."""
     evaluated = [task for task in tasks if any(by_task[task] for by_task in returns.values())]
     if not evaluated:
         return "<p>No run was evaluated.</p>"
     try:
-        scores, unit = to_scores(suite, returns, evaluated)
+        scores, unit = to_scores(suite, returns, evaluated, turns)
     except ValueError as problem:
         return f"<p>No interquartile means: {escape(str(problem))}.</p>"
     intervals = {arm: stratified_interval(arrays(by_task, evaluated)) for arm, by_task in scores.items()}
@@ -185,10 +188,10 @@ def by_task(suite: Suite, rows: Sequence[Row], returns: Returns, tasks: Sequence
     return html_table(columns, lines, tall=True) + "".join(f'<p class="note">{note}</p>' for note in notes)
 
 
-def published(suite: Suite, rows: Sequence[Row], returns: Returns, tasks: Sequence[str]) -> str:
+def published(suite: Suite, rows: Sequence[Row], returns: Returns, turns: Turns, tasks: Sequence[str]) -> str:
     """A table for each protocol of theirs; empty where nobody has published any."""
     try:
-        scores = to_scores(suite, returns, tasks)[0]
+        scores = to_scores(suite, returns, tasks, turns)[0]
     except ValueError:
         scores = {}
     experiments = {(row.arm, row.task): ours(suite, row) for row in rows if row.arm in suite.published}
@@ -255,9 +258,9 @@ def configurations(suite: Suite, rows: Sequence[Row], arms: Sequence[str], out: 
     return "\n".join(parts)
 
 
-def runs(rows: Sequence[Row]) -> str:
+def runs(rows: Sequence[Row], returns: Returns) -> str:
     """Where every number comes from."""
-    sheet, seen, anchors = rows_sheet(rows), set(), []
+    sheet, seen, anchors = rows_sheet(rows, returns), set(), []
     for row in rows:  # the first run of an arm on a task is where the table of tasks leads
         place = anchor(row.arm, row.task)
         anchors.append("" if place in seen else place)

@@ -74,7 +74,7 @@ class Row:
 
 
 class Point(NamedTuple):
-    """The mean of a metric over one part of a run, at the agent step where that part ends."""
+    """The mean of a metric over one part of a run, of training returns over its episodes, at the agent step where that part ends."""
 
     arm: str
     task: str
@@ -130,15 +130,18 @@ def curve_points(directory: Path, row: Row, width: int | None = None) -> list[Po
     """The metrics of a run that a report draws, thinned to parts of `width` agent steps; None: of a twentieth of it."""
     span = width * POINTS if width else row.agent_steps  # agent steps of as many points
     found: dict[tuple[int, str], list[float]] = defaultdict(list)
+    weights: dict[tuple[int, str], list[int]] = defaultdict(list)
     for line in read_metrics(directory / "metrics.jsonl"):
         part = max(-(-min(line["step"], row.agent_steps) * POINTS // span), 1)  # by where it ends
         for metric, value in line.items():
             kept = metric in RETURNS or metric.startswith(CURVES) or metric.endswith(RATIO)
             if kept and value is not None:
-                found[min(part * span // POINTS, row.agent_steps), metric].append(value)
+                place = min(part * span // POINTS, row.agent_steps), metric
+                found[place].append(value)
+                weights[place].append(line["episode/count"] if metric == "episode/return" else 1)
     return [
-        Point(row.arm, row.task, row.seed, step, metric, float(np.mean(values)))
-        for (step, metric), values in sorted(found.items())
+        Point(row.arm, row.task, row.seed, *place, float(np.average(values, weights=weights[place])))
+        for place, values in sorted(found.items())
     ]
 
 

@@ -12,7 +12,10 @@ from .stats import Interval, Scores
 
 ENOUGH = 5  # runs or pairs of a task, below which FEW is said
 FEW = f"Intervals from fewer than {ENOUGH} runs or pairs of a task are too narrow to tell a difference by."
-MANY = "Each interval is of one comparison: of twenty arms without any effect about one will seem to have some."
+MANY = (
+    "Each interval is of one comparison: of twenty arms without any effect about one will seem to have some, and about two "
+    f"where there are {ENOUGH} pairs of a task."
+)
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,11 @@ def notes_on_pairs(every: Sequence[Scores]) -> tuple[str, ...]:
 
 
 def verdict(interval: Interval, paired: Scores) -> str:
+    """What the interval of paired differences says."""
     if np.isnan(interval.estimate):
         return "no pairs yet"
     if few(paired):
         return "too few pairs"
-    return "no difference shown" if interval.low <= 0 <= interval.high else ""
+    if interval.low <= 0 <= interval.high:
+        return "no difference shown"
+    return "higher" if interval.low > 0 else "lower"

@@ -634,6 +634,7 @@ def plasticity_grid_sac() -> Suite:
 PERIOD = 25_000  # agent steps between changes
 # What is measured are returns while training: an environment for evaluation has the first task alone.
 CHANGING_RUN: dict[str, Any] = CONTROL_RUN | {"eval_every": 0, "eval_episodes": 0, "diagnose_every": 5_000}
+CHANGING_RUN["log_every"] = PERIOD // PARTS // 5  # so that no line is of two parts of a turn
 
 
 def changing() -> Suite:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..training import Experiment
-from .changing import areas, changing_sheets, turns_of
+from .changing import Turns, areas, changing_sheets, scaled, turns_of
 from .published_ import Column, Published, all_mismatches, normalised
 from .results_ import Point, Row, paths, read_curves, read_finished, read_rows
 from .sheet import FEW, Sheet, cells, few, notes_on_pairs, spread, verdict
@@ -51,16 +51,21 @@ def gather(name: str, suite: Suite, out: Path | None, results: Path | None) -> t
 
 
 def check_comparable(rows: Iterable[Row]) -> None:
-    """ValueError, in one line, unless all have one length, and one protocol each family of environments."""
+    """ValueError, in one line, unless all have one length, one number of evaluation episodes, and one protocol of Atari."""
     lengths: dict[int, Row] = {}
+    episodes: dict[int, Row] = {}
     protocols: dict[str, Row] = {}
     for row in rows:
         lengths.setdefault(row.agent_steps, row)
+        episodes.setdefault(row.episodes, row)
         if row.task.startswith("atari/"):
             protocols.setdefault(row.protocol, row)
     if len(lengths) > 1:
         said = ", ".join(f"{row.directory} has {steps}" for steps, row in sorted(lengths.items()))
         raise ValueError(f"runs of different lengths are not compared: {said} agent steps")
+    if len(episodes) > 1:
+        said = ", ".join(f"{row.directory} has {count}" for count, row in sorted(episodes.items()))
+        raise ValueError(f"runs evaluated at different length are not compared: {said} episodes")
     if len(protocols) > 1:
         said = ", ".join(f"{row.directory} is under {protocol}" for protocol, row in sorted(protocols.items()))
         raise ValueError(f"runs under different Atari protocols are not compared: {said}")
@@ -69,9 +74,9 @@ def check_comparable(rows: Iterable[Row]) -> None:
 def check_rows(name: str, suite: Suite, rows: Sequence[Row]) -> None:
     """ValueError, in one line, for rows that are none of the suite's (another suite, arm, task or configuration) or do not go together.
 
-    An arm is that of one budget throughout. Lengths and protocols: `check_comparable`.
+    All arms are those of one budget. Lengths, evaluations and protocols: `check_comparable`.
     """
-    misfits: dict[str, dict[Budget, Row]] = defaultdict(dict)  # arm -> budget -> a row that is not of it
+    misfits: dict[Budget, Row] = {}  # a row that is not of that budget
     for row in rows:
         if row.suite != name:
             raise ValueError(f"{row.directory} is a run of the suite {row.suite}, not of {name}")
@@ -80,11 +85,10 @@ def check_rows(name: str, suite: Suite, rows: Sequence[Row]) -> None:
         others = [budget for budget in suite.steps if row.digest != ours(suite, row, budget).digest()]
         if len(others) == len(suite.steps):
             raise ValueError(f"{row.directory} has another configuration ({row.digest}) than {row.arm} of {name}")
-        misfits[row.arm] |= dict.fromkeys(others, row)
-    for arm, by_budget in misfits.items():
-        if len(by_budget) == len(suite.steps):
-            said = " and ".join(f"{row.directory} is not as at the {budget}'s" for budget, row in by_budget.items())
-            raise ValueError(f"runs of {arm} at different budgets are not summed up: {said}")
+        misfits |= dict.fromkeys(others, row)
+    if len(misfits) == len(suite.steps):
+        said = " and ".join(f"{row.directory} is not as at the {budget}'s" for budget, row in misfits.items())
+        raise ValueError(f"runs at different budgets are not summed up: {said}")
     check_comparable(rows)
 
 
@@ -94,7 +98,7 @@ def returns_of(suite: Suite, rows: Sequence[Row], points: Sequence[Point]) -> Re
     Of tasks that change, the mean return over all turns takes the place of the last evaluation.
     """
     returns: Returns = {arm: {task: {} for task in suite.tasks} for arm in suite.arms}
-    turning = areas(turns_of(rows, points)) if suite.fresh else {}
+    turning = areas(changes(suite, rows, points))
     for row in rows:
         if row.arm not in returns or row.task not in returns[row.arm]:
             raise ValueError(f"{row.directory}: the suite has no arm {row.arm} on {row.task}")
@@ -104,13 +108,16 @@ def returns_of(suite: Suite, rows: Sequence[Row], points: Sequence[Point]) -> Re
     return {arm: by_task for arm, by_task in returns.items() if any(by_task.values())}
 
 
+def changes(suite: Suite, rows: Sequence[Row], points: Sequence[Point]) -> Turns:
+    """The curves of runs cut at the changes of their task; empty where tasks stay."""
+    return turns_of(rows, points) if suite.fresh else {}
+
+
 # One scale for several tasks
 
 
-def scale_arm(returns: Returns, tasks: Sequence[str]) -> str | None:
-    """The first arm that has runs on every one of the `tasks`; None for a single task, whose returns stay as they are."""
-    if len(tasks) == 1:
-        return None
+def scale_arm(returns: Returns, tasks: Sequence[str]) -> str:
+    """The first arm that has runs on every one of the `tasks`."""
     complete = [arm for arm, by_task in returns.items() if all(by_task[task] for task in tasks)]
     if not complete:
         raise ValueError("no arm has a finished run on every task, so tasks cannot be brought to one scale yet")
@@ -120,27 +127,37 @@ def scale_arm(returns: Returns, tasks: Sequence[str]) -> str | None:
 def scales(returns: Returns, tasks: Sequence[str]) -> dict[str, float]:
     """What is score 1 on each task: the mean return of the `scale_arm`. ValueError unless it is positive."""
     arm = scale_arm(returns, tasks)
-    found = {task: 1.0 if arm is None else float(np.mean(list(returns[arm][task].values()))) for task in tasks}
+    found = {task: float(np.mean(list(returns[arm][task].values()))) for task in tasks}
     for task, scale in found.items():
         if not scale > 0:
             raise ValueError(f"{arm} has a mean return of {scale:g} on {task}, which cannot be score 1")
     return found
 
 
-def to_scores(suite: Suite, returns: Returns, tasks: Sequence[str]) -> tuple[Returns, str]:
-    """The returns on one scale, and the name of it. ValueError if there is none."""
+def to_scores(suite: Suite, returns: Returns, tasks: Sequence[str], turns: Turns) -> tuple[Returns, str]:
+    """The returns on one scale, and the name of it; turns: of `changes`. ValueError if there is none.
+
+    Those of a single task stay as they are.
+    """
     if suite.human:
-        scaled = {
+        relative = {
             arm: {task: {seed: normalised(task, value) for seed, value in by_task[task].items()} for task in tasks}
             for arm, by_task in returns.items()
         }
-        return scaled, "human-normalised score"
+        return relative, "human-normalised score"
+    if suite.fresh:
+        reference = scale_arm(returns, tasks)
+        found = areas(scaled(turns, tasks, reference))
+        relative = {arm: {task: found.get(arm, {}).get(task, {}) for task in tasks} for arm in returns}
+        return relative, f"return / mean return of {reference} on the task whose turn it is"
+    if len(tasks) == 1:
+        return returns, "return"
     scale, reference = scales(returns, tasks), scale_arm(returns, tasks)
-    scaled = {
+    relative = {
         arm: {task: {seed: value / scale[task] for seed, value in by_task[task].items()} for task in tasks}
         for arm, by_task in returns.items()
     }
-    return scaled, "return" if reference is None else f"return / mean return of {reference} on the task"
+    return relative, f"return / mean return of {reference} on the task"
 
 
 # Sheets
@@ -152,9 +169,10 @@ def sheets(suite: Suite, rows: Sequence[Row], points: Sequence[Point]) -> list[S
     tasks = [task for task in suite.tasks if any(by_task[task] for by_task in returns.values())]
     if not tasks:
         raise ValueError("no run was evaluated")
+    turns = changes(suite, rows, points)
     made = [means_sheet(returns, tasks)]
     try:
-        scores, unit = to_scores(suite, returns, tasks)
+        scores, unit = to_scores(suite, returns, tasks, turns)
     except ValueError as problem:  # the means by task can be told all the same
         made[0] = dataclasses.replace(made[0], notes=(f"No interquartile means: {problem}.",))
         scores = {}
@@ -162,18 +180,14 @@ def sheets(suite: Suite, rows: Sequence[Row], points: Sequence[Point]) -> list[S
         made = [arms_sheet(suite, scores, tasks, unit), *made]
         if pairs := differences_sheet(suite, scores, tasks):
             made.append(pairs)
-    made += turn_sheets(suite, returns, rows, points, tasks)
+    made += turn_sheets(suite, returns, turns, tasks)
     experiments = {(row.arm, row.task): ours(suite, row) for row in rows}
     return made + published_sheets(suite, returns, scores, tasks, experiments)
 
 
-def turn_sheets(
-    suite: Suite, returns: Returns, rows: Sequence[Row], points: Sequence[Point], tasks: Sequence[str]
-) -> list[Sheet]:
+def turn_sheets(suite: Suite, returns: Returns, turns: Turns, tasks: Sequence[str]) -> list[Sheet]:
     """Returns by turn, gap to a fresh network and recovery; none where tasks stay."""
-    if suite.fresh is None:
-        return []
-    return changing_sheets(turns_of(rows, points), list(returns), tasks, suite.fresh)
+    return changing_sheets(turns, list(returns), tasks, suite.fresh) if suite.fresh else []
 
 
 def ours(suite: Suite, row: Row, budget: Budget = "laptop") -> Experiment[Any]:
@@ -306,8 +320,22 @@ def beside(
             yield found, f"{metric.partition('_')[0]}, {len(suite.tasks)} tasks", " (".join(interval) + ")"
 
 
-def rows_sheet(rows: Sequence[Row]) -> Sheet:
-    """Where every number comes from."""
+def command(name: str, suite: Suite, rows: Sequence[Row]) -> str:
+    """The shell command of which these rows are runs."""
+    at_laptop = all(row.digest == ours(suite, row).digest() for row in rows)
+    budget: Budget = "laptop" if at_laptop else "paper"
+    chosen: dict[str, tuple[Sequence[Any], Iterable[Any]]] = {
+        "--steps": ([rows[0].agent_steps], [suite.steps[budget]]),
+        "--arms": ([arm for arm in suite.arms if any(row.arm == arm for row in rows)], suite.arms),
+        "--tasks": ([task for task in suite.tasks if any(row.task == task for row in rows)], suite.tasks_of(budget)),
+        "--seeds": (sorted({row.seed for row in rows}), suite.seeds_of(budget)),
+    }
+    flags = [" ".join([flag, *map(str, given)]) for flag, (given, usual) in chosen.items() if given != list(usual)]
+    return " ".join([f"resprout bench run {name}", *["--budget paper"] * (not at_laptop), *flags])
+
+
+def rows_sheet(rows: Sequence[Row], returns: Returns) -> Sheet:
+    """Where every number comes from; returns: of `returns_of`."""
     columns = (
         "arm",
         "task",
@@ -322,9 +350,10 @@ def rows_sheet(rows: Sequence[Row]) -> Sheet:
     )
     lines = [
         (
-            *(row.arm, row.task, str(row.seed), f"{row.final_return:.6g}", str(row.agent_steps), row.protocol),
+            *(row.arm, row.task, str(row.seed), f"{own.get(row.seed, np.nan):.6g}", str(row.agent_steps), row.protocol),
             *(row.directory, row.digest, " ".join(row.commits), row.finished),
         )
         for row in rows
+        for own in (returns.get(row.arm, {}).get(row.task, {}),)
     ]
     return Sheet("Runs", columns, lines)

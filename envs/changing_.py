@@ -35,6 +35,19 @@ def parse(env_id: str) -> tuple[str, int]:
     return bare, int(text) if at else PERIOD
 
 
+@functools.cache
+def sequence(env_id: str) -> tuple[str, ...]:
+    """What the tasks of changing/NAME are called, in their order."""
+    task = names("changing")[parse(env_id)[0]]
+    if task in MUJOCO:
+        from .changing_mujoco import NAMES
+
+        return NAMES
+    from .changing_jax import TASKS
+
+    return tuple(each.name for each in TASKS[task]())
+
+
 def make(
     env_id: str, family: str, name: str, num_envs: int, seed: int, protocol: str | None, training: bool, render: bool
 ) -> Env:

@@ -53,7 +53,12 @@ def permuted(game: str) -> tuple[Task, ...]:
 def physics(name: str) -> tuple[Task, ...]:
     """A task of classic control with other constants."""
     env, params = gymnax.make(name)
-    return tuple(Task(str(change), env, params.replace(**change)) for change in PHYSICS[name])
+    return tuple(
+        Task(
+            ", ".join(f"{key} {value:g}" for key, value in change.items()) or "as it is", env, params.replace(**change)
+        )
+        for change in PHYSICS[name]
+    )
 
 
 TASKS: dict[str, Callable[[], tuple[Task, ...]]] = {

@@ -11,6 +11,7 @@ from .interface import Step
 
 # Of each task: what the sliding friction of every geometry is multiplied by, and gravity.
 TASKS = ((1.0, 1.0), (0.3, 1.0), (1.0, 1.5), (2.0, 0.7))
+NAMES = tuple(f"friction x {friction:g}, gravity x {gravity:g}" for friction, gravity in TASKS)
 
 
 class ChangingMujoco(GymnasiumEnv):
@@ -26,8 +27,7 @@ class ChangingMujoco(GymnasiumEnv):
         self._shown = np.eye(len(TASKS), dtype=np.float32) if signalled else np.zeros((len(TASKS), 0), np.float32)
         super().__init__(env_id, make_vector(env_id, task, num_envs, render), seed, render)
         (size,), shown = self.spec.observation_shape, self._shown.shape[1]
-        names = [f"friction x {friction:g}, gravity x {gravity:g}" for friction, gravity in TASKS]
-        record = {"period": period, "tasks": names, "signalled": signalled}
+        record = {"period": period, "tasks": list(NAMES), "signalled": signalled}
         self.spec = dataclasses.replace(
             self.spec, observation_shape=(size + shown,), protocol=self.spec.protocol | record
         )

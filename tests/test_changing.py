@@ -10,7 +10,7 @@ from rich.console import Console
 
 from resprout.benchmarks import changing, report, runner, tables
 from resprout.benchmarks import results_ as results
-from resprout.benchmarks.suites import SUITES
+from resprout.benchmarks.suites import SUITES, Suite
 from resprout.training.__main__ import dispatch
 
 TASK = "changing/CartPole-physics@100"
@@ -30,6 +30,16 @@ def points(arm: str, seed: int, values: list[float | None]) -> list[results.Poin
         for part, value in enumerate(values, start=1)
         if value is not None
     ]
+
+
+def short_suite(*tasks: str) -> Suite:
+    """`changing` on other tasks, of which a run of 200 steps is one."""
+    suite = SUITES["changing"]()
+    arms = {
+        arm: dataclasses.replace(each, agent=dataclasses.replace(each.agent, warmup=50))
+        for arm, each in suite.arms.items()
+    }
+    return dataclasses.replace(suite, arms=arms, tasks=tasks)
 
 
 @pytest.mark.parametrize(("steps", "turns"), [(300, 3), (200, 2), (299, 2), (100, 1), (99, 0)])
@@ -52,6 +62,45 @@ def test_the_area_is_the_mean_of_what_was_measured() -> None:
     assert changing.areas(found) == {"a": {TASK: {0: 37 / 19}}}
 
 
+def test_turns_are_scaled_by_the_reference_on_the_same_task() -> None:
+    """Five turns of four tasks, so that the first task has two: 2 and 6 of the reference are a mean of 4."""
+    everywhere = [2.0, 10.0, 1.0, 5.0, 6.0]
+    every = [
+        *points("a", 0, [value for value in everywhere for _ in range(10)]),
+        *points(
+            "b",
+            0,
+            [
+                value * factor
+                for value, factor in zip(everywhere, (2, 1.2, 1.2, 0.6, 2), strict=True)
+                for _ in range(10)
+            ],
+        ),
+    ]
+    turns = changing.turns_of([row(arm, 0, 500) for arm in "ab"], every)
+    scaled = changing.scaled(turns, [TASK], "a")
+    assert scaled["a"][TASK][0].mean(axis=1).tolist() == [0.5, 1, 1, 1, 1.5]
+    np.testing.assert_allclose(scaled["b"][TASK][0].mean(axis=1), [1, 1.2, 1.2, 0.6, 3])
+    assert changing.areas(scaled)["a"] == {TASK: {0: 1.0}}
+    with pytest.raises(ValueError, match=r"a has a mean return of 0 on a task of .*, which cannot be score 1"):
+        changing.scaled({"a": {TASK: {0: np.zeros((5, 10))}}}, [TASK], "a")
+
+
+def test_a_large_return_of_one_task_decides_no_comparison() -> None:
+    """b has a fifth more than a on the first two tasks and a fifth less on the third, whose returns are thirty times as large."""
+    suite = short_suite(TASK)
+    values = {"dqn": [2.0, 2.0, 60.0], "fresh": [2.4, 2.4, 48.0]}
+    rows = [row(arm, seed, 300) for arm in values for seed in range(5)]
+    every = [
+        point
+        for arm, seed in ((each.arm, each.seed) for each in rows)
+        for point in points(arm, seed, [value for value in values[arm] for _ in range(10)])
+    ]
+    by_title = {sheet.title.partition(":")[0]: sheet for sheet in tables.sheets(suite, rows, every)}
+    (line,) = by_title["Differences of paired seeds, in the same unit"].lines
+    assert line[0] == "fresh\n- dqn" and line[2] == "0.067" and line[4] == "higher"  # (0.2 + 0.2 - 0.2) / 3
+
+
 def test_recovery_is_the_first_part_at_nine_tenths_of_the_fresh_gain() -> None:
     fresh = np.array([[0, 5, 10], [-10, 0, 10], [4, 4, 4]], float)  # levels 9, 8 and 4
     run = np.array([[8, 9, 9], [-5, 7, 7.9], [np.nan, 3, 4]])
@@ -59,8 +108,11 @@ def test_recovery_is_the_first_part_at_nine_tenths_of_the_fresh_gain() -> None:
 
 
 def test_the_gap_and_the_time_to_recover_by_hand() -> None:
-    """Second turn: fresh gains 0 to 10 (9 is recovered); seed 0 gets there in its eighth part of 10 steps, seed 1 never."""
-    fresh = [0.0] * 10 + [0, 0, 0, 0, 0, 4, 4, 8, 8, 10]
+    """Second turn: fresh gains 0 to 10 (9 is recovered); seed 0 gets there in its eighth part of 10 steps, seed 1 never.
+
+    In units of the fresh network's mean return on the second task, 3.4.
+    """
+    fresh = [1.0] * 10 + [0, 0, 0, 0, 0, 4, 4, 8, 8, 10]
     every = [
         *points("fresh", 0, fresh),
         *points("fresh", 1, fresh),
@@ -68,12 +120,23 @@ def test_the_gap_and_the_time_to_recover_by_hand() -> None:
         *points("a", 1, [9.0] * 10 + [1.0] * 10),
     ]
     turns = changing.turns_of([row(arm, seed) for arm in ("a", "fresh") for seed in (0, 1)], every)
-    by_turn, change = changing.changing_sheets(turns, ["a", "fresh"], [TASK], "fresh")
-    assert by_turn.lines == [("a", "2", "9.00", "2.20"), ("fresh", "2", "0.00", "3.40")]
+    by_turn, by_task, change = changing.changing_sheets(turns, ["a", "fresh"], [TASK], "fresh")
+    assert by_turn.lines == by_task.lines == [("a", "2", "9.00", "2.20"), ("fresh", "2", "1.00", "3.40")]
+    assert by_task.columns[2:] == ("as it is", "gravity 19.6, force_mag 6")
     ((arm, pairs, gap, _, said, steps, missed),) = change.lines
-    assert (arm, pairs, gap, said) == ("a", "2", "-1.200", "too few pairs")  # (3.4 - 3.4 + 1 - 3.4) / 2
+    assert (arm, pairs, gap, said) == ("a", "2", "-0.353", "too few pairs")  # (3.4 - 3.4 + 1 - 3.4) / 2 / 3.4
     assert (steps, missed) == ("90", "50%")  # (80 + 100) / 2
-    assert len(changing.changing_sheets(turns, ["a"], [TASK], "missing")) == 1
+    assert len(changing.changing_sheets(turns, ["a"], [TASK], "missing")) == 2
+
+
+def test_runs_without_a_whole_turn_have_no_sheet_and_stop_no_report() -> None:
+    other = "changing/minatar-cycle@1000"
+    suite, short = short_suite(TASK, other), dataclasses.replace(row("dqn", 0), task=other)
+    every = points("dqn", 0, [1.0] * 20)
+    turns = changing.turns_of([row("dqn", 0), short], every)
+    assert len(changing.changing_sheets(turns, ["dqn"], suite.tasks, "fresh")) == 2
+    assert "Changes of task" in report.body("changing", suite, "", [row("dqn", 0), short], every, None)
+    assert "No run was evaluated" in report.body("changing", suite, "", [short], [], None)
 
 
 @pytest.mark.parametrize("name", ["changing", "changing-sac"])
@@ -84,6 +147,7 @@ def test_every_arm_differs_from_the_plain_one_and_parts_fit_turns(name: str) -> 
         for steps in suite.steps.values():
             assert steps % changing.parse(task)[1] == 0
         assert suite.width * changing.PARTS == changing.parse(task)[1]
+    assert all(suite.width % arm.log_every == 0 for arm in suite.arms.values())
     assert len({arm.interventions for arm in suite.arms.values()}) == len(suite.arms)
 
 
@@ -106,7 +170,10 @@ def test_a_suite_of_changing_tasks_end_to_end(tmp_path: Path) -> None:
         "Differences of paired seeds, in the same unit",
         short,
         short,
+        short,
     ]
+    area = tables.returns_of(small, rows, points)["dqn"][short][0]
+    assert tables.rows_sheet(rows, tables.returns_of(small, rows, points)).lines[0][3] == f"{area:.6g}"
     page = report.body("changing", small, "", rows, points, tmp_path / "out")
     assert "Changes of task" in page and "steps to recover" in page and "episodes of all turns" in page
     found, curves = results.read_finished(tmp_path / "out", "changing", small.arms, small.width)

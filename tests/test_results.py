@@ -129,12 +129,18 @@ def test_curves_are_means_over_equal_parts_of_the_run(real):
 
 def test_a_part_of_a_curve_is_the_mean_of_what_lies_in_it(real, tmp_path):
     shutil.copytree(real, tmp_path / "run")
-    lines = [{"step": step, "episode/return": value} for step, value in ((1, 1.0), (5, 3.0), (10, 8.0), (11, 7.0))]
+    """A mean over episodes where they are counted, not over lines."""
+    lines = [
+        {"step": step, "episode/return": value, "episode/count": count, "eval/return": value}
+        for step, value, count in ((1, 1.0, 2), (5, 3.0, 1), (10, 8.0, 1), (11, 7.0, 3))
+    ]
     (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     row = dataclasses.replace(results.row_of(real, "tiny", "a"), agent_steps=200)
     assert [point[3:] for point in results.curve_points(tmp_path / "run", row)] == [
-        (10, "episode/return", 4.0),
+        (10, "episode/return", 3.25),
+        (10, "eval/return", 4.0),
         (20, "episode/return", 7.0),
+        (20, "eval/return", 7.0),
     ]
 
 
@@ -307,8 +313,19 @@ def test_rows_of_other_suites_arms_and_protocols_are_refused(real):
     later = dataclasses.replace(TINY, paper={"a": dataclasses.replace(TINY.arms["a"], replay="reshuffled")})
     paper = dataclasses.replace(row, seed=1, digest=later.experiment("a", FIRST, 1, 150, "", "paper").digest())
     tables.check_rows("tiny", later, [paper])
-    with pytest.raises(ValueError, match=r"runs of a at different budgets .* not as at the paper's and .* laptop's"):
+    other = dataclasses.replace(
+        row, arm="b", seed=2, digest=TINY.experiment("b", FIRST, 2, 150, "").digest(), directory="o/b"
+    )
+    tables.check_rows("tiny", later, [paper, other])  # an arm that is the same at both budgets
+    with pytest.raises(ValueError, match=r"runs at different budgets .* not as at the paper's and .* laptop's"):
         tables.check_rows("tiny", later, [row, paper])
+    two = dataclasses.replace(
+        later, paper=later.paper | {"b": dataclasses.replace(TINY.arms["b"], replay="without_replacement")}
+    )
+    with pytest.raises(ValueError, match=r"runs at different budgets .* o/b is not as at the paper's"):
+        tables.check_rows("tiny", two, [paper, other])
+    with pytest.raises(ValueError, match=r"evaluated at different length .* has 2, .* has 3 episodes"):
+        tables.check_comparable([row, dataclasses.replace(row, seed=1, episodes=3)])
     atari = [dataclasses.replace(row, task="atari/Pong", protocol=name, seed=seed) for seed, name in enumerate("xy")]
     with pytest.raises(ValueError, match=r"different Atari protocols are not compared: .* is under x, .* is under y"):
         tables.check_comparable(atari)
@@ -347,7 +364,8 @@ def test_returns_of_a_single_task_stay_as_they_are(finish, tmp_path):
     ("differences", "said"),
     [
         ([-1.0, 1.0, 0.5, -0.2, 0.1], "no difference shown"),
-        ([1.0, 2.0, 0.5, 0.2, 0.1], ""),
+        ([1.0, 2.0, 0.5, 0.2, 0.1], "higher"),
+        ([-1.0, -2.0, -0.5, -0.2, -0.1], "lower"),
         ([1.0, 2.0, 0.5, 0.2], "too few pairs"),
     ],
 )
@@ -460,6 +478,37 @@ def test_compare_shows_what_differs_and_nothing_else(real, finish, tmp_path):
     assert ("no, at agent step 150") in compare(real, other)[1].lines[0]
     with pytest.raises(ValueError, match="nothing is not a run directory"):
         compare(real, tmp_path / "nothing")
+
+
+def test_the_command_of_rows_asks_for_these_runs_and_no_others(real):
+    row = results.row_of(real, "tiny", "a")
+    every = [
+        dataclasses.replace(
+            row, arm=arm, task=task, seed=seed, digest=TINY.experiment(arm, task, seed, 150, "").digest()
+        )
+        for arm in "ab"
+        for task in TINY.tasks
+        for seed in (0, 1, 2)
+    ]
+    assert tables.command("tiny", TINY, every) == "resprout bench run tiny"
+    some = [each for each in every if each.task == FIRST and each.seed != 1]
+    assert tables.command("tiny", TINY, some) == f"resprout bench run tiny --tasks {FIRST} --seeds 0 2"
+    longer = [dataclasses.replace(each, agent_steps=170) for each in every if each.arm == "b"]
+    assert tables.command("tiny", TINY, longer) == "resprout bench run tiny --steps 170 --arms b"
+    later = dataclasses.replace(TINY, paper={"a": dataclasses.replace(TINY.arms["a"], replay="reshuffled")})
+    paper = dataclasses.replace(row, digest=later.experiment("a", FIRST, 0, 150, "", "paper").digest())
+    said = tables.command("tiny", later, [paper])
+    assert said == f"resprout bench run tiny --budget paper --steps 150 --arms a --tasks {FIRST} --seeds 0"
+
+
+def test_stored_results_are_shown_until_a_run_is_finished_here(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    unfinished = tmp_path / "runs" / "redo-minatar" / "dqn-rr1" / "minatar-Asterix" / "s0"
+    unfinished.mkdir(parents=True)
+    assert command_line.dispatch(["bench", "table", "redo-minatar"]) == 0
+    assert "runs of: resprout bench run redo-minatar" in capsys.readouterr().out
+    (unfinished / "summary.json").write_text("{}")
+    assert command_line.dispatch(["bench", "table", "redo-minatar"]) == 2
 
 
 def test_compare_on_the_command_line(real, capsys):
