@@ -81,9 +81,8 @@ class ACE(SAC):
         def update(state: ACEState, batch: Batch, key: jax.Array) -> tuple[ACEState, Metrics, jax.Array]:
             return _update(parts, self.target_update_interval, state, batch, key)
 
-        return Agent(
-            init, parts.act, parts.exploit, update, parts.networks, _refit(self) if self.causal_every else None
-        )
+        refit = _refit(self) if self.causal_every else None
+        return Agent(init, parts.act, parts.exploit, update, parts.networks, refit, self.target_update_interval)
 
 
 class ACEState(SACState):

@@ -103,6 +103,7 @@ class Agent(NamedTuple):
         example's error, which samplers without priorities ignore.
     networks: of each of the state's learners, under the name of its field.
     refit: what is fitted on the host meanwhile, if anything.
+    interval: gradient steps in which every learner takes part once; at multiples of it all of them do.
 
     Where a schedule in agent steps reaches into `update`, the state has a field `agent_step`: whoever steps the
     environments sets it, as the run does.
@@ -114,6 +115,7 @@ class Agent(NamedTuple):
     update: Callable[[PyTree, Batch, jax.Array], tuple[PyTree, Metrics, jax.Array]]
     networks: Mapping[str, Network]
     refit: Refit | None = None
+    interval: int = 1
 
 
 def descend(

@@ -34,9 +34,9 @@ IMPALA_BLOCKS = 2
 MINATAR_CHANNELS = 16  # Young & Tian (2019), section 4
 
 
-def scale_pixels(images: jax.Array) -> jax.Array:
-    """float32 images: uint8 scaled to [0, 1], floats unchanged."""
-    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
+def scale_pixels(images: jax.Array, highest: int = 255) -> jax.Array:
+    """float32 images: uint8 from 0 to `highest` scaled to [0, 1], floats unchanged."""
+    return images.astype(jnp.float32) / highest if images.dtype == jnp.uint8 else images
 
 
 def flatten(observations: jax.Array) -> jax.Array:
@@ -101,10 +101,11 @@ class NatureCNN(nn.Module):
     kernel_init: Initializer = nn.initializers.xavier_uniform()
     activation: str = "relu"
     layer_norm: bool = False
+    highest: int = 255  # of uint8 images
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        x = scale_pixels(images)
+        x = scale_pixels(images, self.highest)
         for index, (channels, kernel, stride) in enumerate(NATURE_LAYERS):
             x = nn.Conv(
                 scaled(channels, self.width),
@@ -146,10 +147,11 @@ class ImpalaResNet(nn.Module):
     kernel_init: Initializer = nn.initializers.xavier_uniform()
     activation: str = "relu"
     layer_norm: bool = False
+    highest: int = 255  # of uint8 images
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        x = scale_pixels(images)
+        x = scale_pixels(images, self.highest)
         for stack, base in enumerate(IMPALA_CHANNELS):
             channels = scaled(base, self.width)
             x = nn.Conv(channels, (3, 3), kernel_init=self.kernel_init, name=f"stack_{stack}_conv")(x)

@@ -60,7 +60,7 @@ class SAC:
     initial_temperature: float = 1.0  # weight of the entropy beside the reward, alpha
     learn_temperature: bool = True  # towards the target entropy; False keeps the initial one
     target_entropy: float | None = None  # nats; None is `entropy_per_action` times the dimension of the action
-    entropy_per_action: float = -1.0  # nats for each dimension of the action; jaxrl -0.5
+    entropy_per_action: float = -1.0  # nats for each dimension of the action; jaxrl and TF-Agents -0.5
     reward_scale: float = 1.0  # multiplies rewards in the critics' targets; TF-Agents' example 0.1
     batch_size: int = 256  # transitions
     replay_ratio: float = 1.0  # gradient steps per agent step

@@ -26,6 +26,12 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
+def held(observation: NDArray[Any]) -> NDArray[Any]:
+    """An observation that goes to the caller and that the environment itself reads again: writing to it fails."""
+    observation.flags.writeable = False
+    return observation
+
+
 class Actions:
     """An environment's action space as agents see it: indices from 0, or vectors in [-1, 1]."""
 

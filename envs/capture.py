@@ -33,19 +33,30 @@ class UnknownStateError(Exception):
     """An attribute that may hold state and cannot be read as numbers."""
 
 
-def capture(environments: Sequence[gymnasium.Env[Any, Any]]) -> dict[str, NDArray[np.uint8]]:
+Functions = list[list[dict[str, Any]]]  # of each environment and layer, by attribute
+
+
+def functions(environments: Sequence[gymnasium.Env[Any, Any]]) -> Functions:
+    """The functions, classes and modules that are attributes now, for `capture` to see whether one has changed since."""
+    return [[_functions(layer) for layer in _layers(environment)] for environment in environments]
+
+
+def capture(environments: Sequence[gymnasium.Env[Any, Any]], made: Functions) -> dict[str, NDArray[np.uint8]]:
     """State of all `environments`: "structure", JSON text, and "data", the bytes of all arrays that it refers to.
 
     Numbers, strings, arrays, tuples, lists and dicts of them, and NumPy generators are read as they are; MuJoCo's and
-    ALE's states through their own calls. Functions and renderers count as static. What it cannot see: state outside the
-    instances (of a class, a module, a closure), and that two attributes are views of one array.
-    Raises UnknownStateError, which names what stands in the way.
+    ALE's states through their own calls. Renderers count as static, and functions that are still those of `made`, the
+    `functions` of the environments as they were made. What it cannot see: state outside the instances (of a class, a module, a
+    closure), and that two attributes are views of one array. Raises UnknownStateError, which names what stands in the way.
     """
     data = bytearray()
     structure = []
-    for environment in environments:
+    for environment, firsts in zip(environments, made, strict=True):
         layers = []
-        for layer in _layers(environment):
+        for layer, first in zip(_layers(environment), firsts, strict=True):
+            now = _functions(layer)
+            if changed := [name for name in first | now if first.get(name) is not now.get(name)]:
+                raise UnknownStateError(f"{type(layer).__name__}: another function became its {changed[0]}")
             try:
                 layers.append({name: _encode(value, data) for name, value in _attributes(layer).items()})
             except UnknownStateError as error:
@@ -60,10 +71,13 @@ def restore(environments: Sequence[gymnasium.Env[Any, Any]], captured: dict[str,
     data = captured["data"].tobytes()
     for environment, layers in zip(environments, structure, strict=True):
         for layer, nodes in zip(_layers(environment), layers, strict=True):
-            for name in _attributes(layer).keys() - nodes.keys():
-                delattr(layer, name)
+            attributes = _attributes(layer)
+            for name in attributes.keys() - nodes.keys():
+                if not _is_static(attributes[name]):
+                    delattr(layer, name)
             for name, node in nodes.items():
-                setattr(layer, name, _decode(node, data, getattr(layer, name, None)))
+                if node != ["static"]:
+                    setattr(layer, name, _decode(node, data, getattr(layer, name, None)))
 
 
 def pack(value: Any) -> dict[str, NDArray[np.uint8]]:
@@ -90,7 +104,11 @@ def _layers(environment: gymnasium.Env[Any, Any]) -> list[gymnasium.Env[Any, Any
 
 
 def _attributes(layer: gymnasium.Env[Any, Any]) -> dict[str, Any]:
-    return {name: value for name, value in vars(layer).items() if name not in STATIC_NAMES and not _is_static(value)}
+    return {name: value for name, value in vars(layer).items() if name not in STATIC_NAMES}
+
+
+def _functions(layer: gymnasium.Env[Any, Any]) -> dict[str, Any]:
+    return {name: value for name, value in _attributes(layer).items() if isinstance(value, STATIC_TYPES)}
 
 
 def _is_static(value: Any) -> bool:

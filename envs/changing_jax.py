@@ -81,8 +81,8 @@ class Changing:
     """Speaks as an environment of gymnax does; the parameters that it is given are its own, and not looked at.
 
     Every `period` steps the episode is cut and the next task's begins, the first after the last. Images get the channels of the
-    game that has most, those that a game has not staying 0; an action that a game has not does nothing. signalled: the
-    task is shown, by a channel or number for each, 1 for the present one.
+    game that has most, those that a game has not staying 0; an action that a game has not does nothing. A continuous action is
+    the same share of what each task allows. signalled: the task is shown, by a channel or number for each, 1 for the present one.
     """
 
     def __init__(self, tasks: tuple[Task, ...], period: int, signalled: bool) -> None:
@@ -90,18 +90,19 @@ class Changing:
         limit = max(int(task.params.max_steps_in_episode) for task in tasks)
         self.params = dataclasses.replace(tasks[0].params, max_steps_in_episode=limit)
         inner = [task.env.observation_space(task.params) for task in tasks]
-        self._channels, signals = max(space.shape[-1] for space in inner), len(tasks) * signalled
+        self.channels, signals = max(space.shape[-1] for space in inner), len(tasks) * signalled
         if len(inner[0].shape) == 1:
             low, high = (
-                np.append(np.broadcast_to(bound, self._channels), np.full(signals, extra))
+                np.append(np.broadcast_to(bound, self.channels), np.full(signals, extra))
                 for bound, extra in ((inner[0].low, 0.0), (inner[0].high, 1.0))
             )
-            self._observed = spaces.Box(low, high, (self._channels + signals,))
+            self._observed = spaces.Box(low, high, (self.channels + signals,))
         else:
-            self._observed = spaces.Box(0, 1, (*inner[0].shape[:-1], self._channels + signals))
+            self._observed = spaces.Box(0, 1, (*inner[0].shape[:-1], self.channels + signals))
         acting = [task.env.action_space(task.params) for task in tasks]
         self._counts = [int(space.n) for space in acting] if isinstance(acting[0], spaces.Discrete) else []
         self._acted = spaces.Discrete(max(self._counts)) if self._counts else acting[0]
+        self._bounds = [] if self._counts else [(float(space.low), float(space.high)) for space in acting]
         self.record = {"period": period, "tasks": [task.name for task in tasks], "signalled": signalled}
 
     def action_space(self, params: Any) -> Any:
@@ -138,10 +139,10 @@ class Changing:
 
     def _player(self, index: int) -> Callable[..., tuple[Any, ...]]:
         """One step of a task, the others as they are."""
-        task, counts = self.tasks[index], self._counts
+        task = self.tasks[index]
 
         def play(key: jax.Array, states: tuple[Any, ...], action: jax.Array) -> tuple[Any, ...]:
-            chosen = jnp.where(action < counts[index], action, 0) if counts else action  # 0 is MinAtar's no-op
+            chosen = self._chosen(index, action)
             observation, state, reward, terminated, truncated, info = task.env.step(
                 key, states[index], chosen, task.params
             )
@@ -152,12 +153,21 @@ class Changing:
 
         return play
 
+    def _chosen(self, index: int, action: jax.Array) -> jax.Array:
+        """The action of a task for one of `action_space`."""
+        if self._counts:
+            return jnp.where(action < self._counts[index], action, 0)  # 0 is MinAtar's no-op
+        (low, high), (own_low, own_high) = self._bounds[0], self._bounds[index]
+        if (low, high) == (own_low, own_high):
+            return action
+        return own_low + (action - low) / (high - low) * (own_high - own_low)
+
     def _shown(self, index: int, observation: jax.Array) -> jax.Array:
         """An observation of a task as an agent sees it."""
         order, is_this = self.tasks[index].order, np.eye(len(self.tasks))[index]
         if order is not None:
             observation = observation[..., jnp.array(order)]
-        area, missing = observation.shape[:-1], self._channels - observation.shape[-1]
+        area, missing = observation.shape[:-1], self.channels - observation.shape[-1]
         signal = is_this if self.signalled else is_this[:0]
         more = np.append(np.zeros(missing), signal)
         padding = jnp.broadcast_to(more, (*area, len(more)))

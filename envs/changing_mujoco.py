@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .backend import held
 from .gymnasium_ import GymnasiumEnv, make_vector
 from .interface import Step
 
@@ -49,7 +50,7 @@ class ChangingMujoco(GymnasiumEnv):
         if self._count % self._period:
             return step
         self._change()
-        self._observation = self._converted(self._vector.reset()[0])
+        self._observation = held(self._converted(self._vector.reset()[0]))
         return step._replace(
             observation=self._observation, truncated=~step.terminated, episode_over=np.ones_like(step.terminated)
         )

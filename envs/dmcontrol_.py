@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from .backend import Actions, env_seeds, versions
+from .backend import Actions, env_seeds, held, versions
 from .capture import UnknownStateError, pack, unpack
 from .interface import Env, EnvError, EnvSpec, Step
 
@@ -105,7 +105,7 @@ class _PixelEnv:
         seeds = env_seeds(self._seed if seed is None else seed, len(self._envs))
         for env, own in zip(self._envs, seeds, strict=True):
             env.task.random.seed(own)
-        self._observation = np.stack([self._first(index) for index in range(len(self._envs))])
+        self._observation = held(np.stack([self._first(index) for index in range(len(self._envs))]))
         return self._observation
 
     def step(self, actions: NDArray[Any]) -> Step:
@@ -130,7 +130,7 @@ class _PixelEnv:
             observation = final_observation.copy()
             for ending in ended.nonzero()[0]:
                 observation[ending] = self._first(int(ending))
-        self._observation = observation
+        self._observation = held(observation)
         return Step(observation, reward, terminated, ended & ~terminated, final_observation, ended)
 
     def render(self) -> NDArray[np.uint8]:

@@ -20,7 +20,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from .atari import ATARI_PROTOCOLS
-from .backend import Actions, env_seeds, versions
+from .backend import Actions, env_seeds, held, versions
 from .interface import Env, EnvError, EnvSpec, Step
 
 MODULES = {
@@ -270,7 +270,7 @@ class _AtariEnv(_PoolEnv):
             stack = stack.copy()
             stack[ended] = frames[ended]  # one frame, broadcast along the stack
 
-        self._stack, self._lives = stack, lives
+        self._stack, self._lives = held(stack), lives
         observation, final_observation = np.moveaxis(stack, 1, -1), np.moveaxis(final_stack, 1, -1)
         return Step(observation, reward, terminated, truncated, final_observation, game_over | timeout)
 

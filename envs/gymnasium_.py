@@ -13,8 +13,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import FlattenObservation
 from numpy.typing import NDArray
 
-from .backend import Actions, env_seeds, versions
-from .capture import UnknownStateError, capture, restore
+from .backend import Actions, env_seeds, held, versions
+from .capture import UnknownStateError, capture, functions, restore
 from .interface import Env, EnvError, EnvSpec, Step
 
 
@@ -69,6 +69,7 @@ class GymnasiumEnv:
             raise EnvError(f"{env_id}: its observations are {space}, which cannot be made one array")
         self._vector: Any = vector
         self._seed, self._render = seed, render
+        self._functions = functions(vector.envs)
         self._actions = Actions(env_id, vector.single_action_space)
         is_image = space.dtype == np.uint8 and len(space.shape) in (2, 3)
         self._shape = (*space.shape, 1) if is_image and len(space.shape) == 2 else space.shape
@@ -97,7 +98,7 @@ class GymnasiumEnv:
 
     def reset(self, seed: int | None = None) -> NDArray[Any]:
         seeds = env_seeds(self._seed if seed is None else seed, self.spec.num_envs)
-        self._observation = self._converted(self._vector.reset(seed=list(seeds))[0])
+        self._observation = held(self._converted(self._vector.reset(seed=list(seeds))[0]))
         return self._observation
 
     def step(self, actions: NDArray[Any]) -> Step:
@@ -108,7 +109,7 @@ class GymnasiumEnv:
         if ended.any():
             final_observation = observation.copy()
             final_observation[ended] = self._converted(np.stack(info["final_obs"][ended]))
-        self._observation = observation
+        self._observation = held(observation)
         return Step(observation, reward.astype(np.float32), terminated, truncated, final_observation, ended)
 
     def render(self) -> NDArray[np.uint8]:
@@ -122,13 +123,13 @@ class GymnasiumEnv:
     def snapshot(self) -> dict[str, NDArray[Any]] | None:
         """None if some attribute of the environment or a wrapper is neither plain, nor known, nor static."""
         try:
-            return capture(self._vector.envs) | {"observation": self._observation.copy()}
+            return capture(self._vector.envs, self._functions) | {"observation": self._observation.copy()}
         except UnknownStateError:
             return None
 
     def restore(self, snapshot: dict[str, NDArray[Any]]) -> NDArray[Any]:
         restore(self._vector.envs, snapshot)
-        self._observation = snapshot["observation"].copy()
+        self._observation = held(snapshot["observation"].copy())
         return self._observation
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from .backend import Actions, versions
+from .backend import Actions, held, versions
 from .changing_jax import changing, strongly_typed
 from .interface import Env, EnvError, EnvSpec, Step
 
@@ -103,6 +103,7 @@ class GymnaxEnv:
         env, params, dtype, self._reset, self._transition, self._step = _compiled(task)
         self._seed = seed
         self._device = jax.local_devices(backend="cpu")[0]
+        self._drawn = getattr(env, "channels", None)  # first channels of a picture; those behind show the task
         self.carry: Any = None
         self._actions = Actions(env_id, _space(env.action_space(params)))
         self.spec = EnvSpec(
@@ -149,7 +150,7 @@ class GymnaxEnv:
         """The topmost channel of each cell, as a colour; 320x320 pixels."""
         if self.spec.observation_dtype != "uint8":
             raise EnvError(f"{self.spec.id} cannot be drawn: gymnax draws nothing of classic control")
-        present = np.asarray(self._observation[0]).astype(np.int64)  # [10, 10, C]
+        present = np.asarray(self._observation[0]).astype(np.int64)[..., : self._drawn]  # [10, 10, C]
         topmost = (present * np.arange(1, present.shape[-1] + 1)).max(axis=-1)
         picture: NDArray[np.uint8] = COLOURS[topmost].repeat(PIXELS_PER_CELL, axis=0).repeat(PIXELS_PER_CELL, axis=1)
         return picture
@@ -170,8 +171,8 @@ class GymnaxEnv:
         """Nothing to free."""
 
     def _observed(self, observation: Any) -> NDArray[Any]:
-        """A copy of the current observations, held for `render` and `snapshot`."""
-        copied: NDArray[Any] = np.array(observation)
+        """A copy of the current observations, for `render` and `snapshot` too."""
+        copied = held(np.array(observation))
         self._observation = copied
         return copied
 

@@ -31,7 +31,7 @@ class EnvSpec:
 
 
 class Step(NamedTuple):
-    """What one call of `step` returns; N environments, arrays are the caller's to keep."""
+    """What one call of `step` returns; N environments; arrays are the caller's to keep, observations not to change."""
 
     observation: NDArray[Any]  # [N, ...] to act on next: the first of a new episode where one ended
     reward: NDArray[np.float32]  # [N], unclipped

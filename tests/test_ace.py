@@ -22,7 +22,7 @@ from resprout.interventions.perturb import dormancy_perturb
 from resprout.training import PRESETS, Experiment, train
 from resprout.training import run as run_module
 from resprout.training.checkpoint import names
-from resprout.training.intervening import Acting, parse_intervention
+from resprout.training.intervening import Acting, diagnose, parse_intervention
 from resprout.training.metrics import read_metrics
 
 
@@ -36,6 +36,21 @@ class Spec:
 
 SHARED: dict[str, Any] = {"hidden": (16, 16), "activation": "elu+relu", "initialiser": "xavier", "batch_size": 8}
 SMALL = ACE(**SHARED, warmup=20, capacity=200, causal_every=50, causal_rows=40, causal_delay=10)
+
+
+def test_policy_churn_is_of_a_gradient_step_that_the_actor_takes_part_in() -> None:
+    """Whatever step the look comes at, for the actor learns in every second one alone."""
+    agent = SMALL.build(Spec())
+    state, batch, other = (
+        agent.init(jax.random.key(0)),
+        random_batch(jax.random.key(1)),
+        random_batch(jax.random.key(2)),
+    )
+    look = jax.jit(
+        lambda state: diagnose(agent, state, state, {}, batch, other, jax.random.key(3), ())[0]["policy_churn"]
+    )
+    churn = [float(look(state.replace(gradient_step=jnp.int32(step)))) for step in range(4)]
+    assert churn[0] > 0 and churn == [churn[0]] * 4
 
 
 def random_batch(key: jax.Array, size: int = 8, observation: int = 3, action: int = 2) -> Batch:

@@ -573,12 +573,25 @@ def test_lap_has_no_categorical_form():
         (DQN(torso="nature", padding="valid"), IMAGES, "36 pixels; minatar/Probe has 12 x 12"),
         (DQN(random_shift=4), Space(), "random_shift needs"),
         (DQN(intensity=0.05), IMAGES, "intensity needs a torso that reads pixels"),
+        (DQN(torso="impala", intensity=0.05), IMAGES, "intensity is for pixels; minatar/Probe has cells of 0 or 1"),
     ],
 )
 def test_what_an_environment_cannot_have_is_refused(config, space, message):
     with pytest.raises(ValueError, match=message) as error:
         config.build(space)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("torso", ["nature", "impala"])
+def test_torsos_of_pixels_see_the_cells_of_a_grid(torso):
+    """As they see the pictures of which these are the cells, 255 for every 1."""
+    planes = jax.random.bernoulli(KEY, 0.1, (4, 12, 12, 2)).astype(jnp.uint8)
+    of_grid = q_network(DQN(torso=torso, width=0.1), IMAGES).torso
+    params = of_grid.init(KEY, planes)
+    seen = of_grid.apply(params, planes)
+    np.testing.assert_array_equal(seen, of_grid.clone(highest=255).apply(params, 255 * planes))
+    assert np.asarray(seen).std() > 0.01
+    assert q_network(DQN(torso=torso, width=0.1), Space("atari/Pong", (84, 84, 4))).torso.highest == 255
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What holds for every backend: ids, errors, seeds, actions."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -152,6 +153,21 @@ def test_every_family_lists_ids_that_can_be_made():
         f"minatar/{game}" for game in ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
     ]
     assert "gym/ALE/Breakout-v5" in listed["gym"] and "gym/HalfCheetah-v2" not in listed["gym"]
+
+
+@pytest.mark.parametrize("env_id", ["atari/Pong", "mujoco/Hopper-v5", "gym/Pendulum-v1", "minatar/Breakout"])
+def test_what_is_written_into_an_observation_changes_no_environment(env_id):
+    """It fails where the environment reads the array again."""
+    written, left = make(env_id), make(env_id)
+    spec = written.spec
+    action = np.zeros(1, np.int32) if spec.discrete else np.zeros((1, spec.action_size), np.float32)
+    observations = [(written.reset(0), left.reset(0))]
+    for _ in range(4):
+        with contextlib.suppress(ValueError):
+            observations[-1][0][...] = 0
+        pair = written.step(action), left.step(action)
+        np.testing.assert_array_equal(pair[0].final_observation, pair[1].final_observation)
+        observations.append((pair[0].observation, pair[1].observation))
 
 
 def test_importing_envs_imports_no_backend():

@@ -107,6 +107,29 @@ def test_physics_changes_the_motion_and_nothing_else(name: str) -> None:
         assert getattr(spec, field) == getattr(inner, field)
 
 
+def test_the_largest_action_is_the_largest_of_every_task() -> None:
+    """Of Pendulum, whose fourth task allows a torque of 3."""
+    env = make("changing/Pendulum-physics@5")
+    env.reset(0)
+    torques = []
+    for step in range(5 * 4):
+        env.step(np.ones((1, 1), np.float32))
+        torques.append(float(env.carry[1].states[step // 5].last_u[0]))  # type: ignore[attr-defined]
+    # the last step of a turn begins the next task's episode, with no torque yet
+    limits = [task.params.max_torque for task in physics("Pendulum-v1")]
+    assert [torques[5 * turn] for turn in range(4)] == limits == [2, 2, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["Breakout-permuted", "SpaceInvaders-permuted", "minatar-cycle"])
+def test_the_picture_is_of_the_game_whether_the_task_is_shown_or_not(name: str) -> None:
+    hidden, signalled = (make(f"changing/{name}{end}@3") for end in ("", "-signalled"))
+    hidden.reset(0), signalled.reset(0)
+    for _ in range(16):
+        np.testing.assert_array_equal(hidden.render(), signalled.render())
+        for env in (hidden, signalled):
+            env.step(np.zeros(1, np.int32))
+
+
 def test_mujoco_moves_as_a_model_with_that_friction_and_gravity_does() -> None:
     """Each task beside an environment of gymnasium's whose model is changed, from the same state."""
     period = 6

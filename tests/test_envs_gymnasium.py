@@ -2,14 +2,17 @@
 
 import importlib.util
 import random
+from functools import partial
 
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
 
 from resprout.envs import EnvError, make
 from resprout.envs.backend import env_seeds
+from resprout.envs.gymnasium_ import GymnasiumEnv
 
 
 def rollout(env, steps, seed=0):
@@ -202,6 +205,59 @@ def test_state_of_an_unknown_kind_means_no_snapshot(made):
         env.reset(0)
         assert (env.snapshot() is not None) == captured
         gymnasium.registry.pop("Made-v0")
+
+
+def dense(state): ...
+
+
+def sparse(state): ...
+
+
+class Chooses(Made):
+    """Its rewards are chosen at a reset, by a function."""
+
+    def __init__(self, before=None, **options):
+        super().__init__(FLOATS, FLOATS, **options)
+        self.chosen = before
+
+    def reset(self, **options):
+        self.chosen = sparse
+        return super().reset(**options)
+
+
+class Draws(Made):
+    """Its screen is made at a reset."""
+
+    def __init__(self, **options):
+        super().__init__(FLOATS, FLOATS, **options)
+        self.screen = None
+
+    def reset(self, **options):
+        self.screen = self.screen or type("Surface", (), {"__module__": "pygame.surface"})()
+        return super().reset(**options)
+
+
+@pytest.mark.parametrize("before", [None, dense, sparse])
+def test_a_function_chosen_at_a_reset_means_no_snapshot(before):
+    """An environment made anew would go on with another one, or none."""
+    vector = gymnasium.vector.SyncVectorEnv([partial(Chooses, before)], autoreset_mode=AutoresetMode.SAME_STEP)
+    env = GymnasiumEnv("gym/Chooses", vector, 0, render=False)
+    env.reset()
+    assert (env.snapshot() is not None) == (before is sparse)
+
+
+def test_what_draws_is_left_as_it_is_by_a_restore():
+    used, fresh = (
+        GymnasiumEnv(
+            "gym/Draws", gymnasium.vector.SyncVectorEnv([Draws], autoreset_mode=AutoresetMode.SAME_STEP), 0, False
+        )
+        for _ in range(2)
+    )
+    used.reset()
+    fresh.restore(used.snapshot())
+    assert fresh._vector.envs[0].screen is None
+    fresh.reset()
+    assert fresh._vector.envs[0].screen is not None
 
 
 def test_what_a_space_draws_goes_on_after_a_restore(made):

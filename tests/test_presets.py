@@ -105,7 +105,9 @@ SOURCES |= {
     | {"batch_size": 512, "hidden": (1024, 1024, 1024), "activation": "elu+relu+relu", "initialiser": "xavier"}
     | {"warmup": 10_000, "target_update_interval": 2, "separate_heads": True, "n_step": 1, "layer_norm": False}
     | {"causal_every": 10_000, "causal_rows": 10_000, "causal_temperature": 1.0, "causal_sign": "signed"},
-    "redo_sac": SOURCES["sac_mujoco"] | {"initialiser": "xavier", "reward_scale": 0.1, "warmup": 10_000},
+    "redo_sac": SOURCES["sac_mujoco"]
+    | {"initialiser": "xavier", "reward_scale": 0.1, "warmup": 10_000}
+    | {"entropy_per_action": -0.5},  # TF-Agents' default
     "arr_drq": DRQ_EPS,
     "reset_sac": SOURCES["sac_mujoco"] | {"replay_ratio": 32.0, "entropy_per_action": -0.5},
 }

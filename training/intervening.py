@@ -178,13 +178,16 @@ def diagnose(
     """Diagnostics of every network on `batch`, "fau/critic" -> () float32, and its dormant units (tau 0.1); pure.
 
     initial: the state that training began with. Churn (Tang & Berseth, 2024; Schaul et al., 2022) is what one gradient
-    step on `other` changes on `batch`; that step is not kept. persistent: the share of the units dormant at the look before
+    step on `other` changes on `batch`, one in which every learner takes part; that step is not kept. persistent: the share of the units dormant at the look before
     (`earlier`) that still are.
     """
     values: dict[str, jax.Array] = {}
     dormant: Dormant = {}
     update_key, act_key, loss_key, own_key = jax.random.split(key, 4)
-    after = agent.update(state, other, update_key)[0]
+    whole = state
+    if agent.interval > 1:
+        whole = state.replace(gradient_step=state.gradient_step // agent.interval * agent.interval)
+    after = agent.update(whole, other, update_key)[0]
     for name, network in agent.networks.items():
         apply = network.apply
         if apply is None:

@@ -165,7 +165,7 @@ PRESETS: dict[str, Preset] = {
         },
     ),
     "redo_sac": Preset(
-        SAC(initialiser="xavier", reward_scale=0.1),
+        SAC(initialiser="xavier", reward_scale=0.1, entropy_per_action=-0.5),  # TF-Agents' SAC
         "Sokar et al. (2023), ReDo on SAC: tau 0, every 200,000 gradient steps, 256 states, actor and critics",
         {
             "steps": 1_000_000,
