@@ -139,7 +139,10 @@ def test_target_actor_and_temperature_read_the_weighted_density() -> None:
 
 @pytest.mark.slow
 def test_a_heavier_dimension_keeps_more_entropy() -> None:
-    """A bandit of reward a0, alpha fixed: the best density of a0 is as exp(a0 / (alpha w0)), flatter with a larger w0."""
+    """A bandit of reward a0, alpha fixed: the best density of a0 is as exp(a0 / (alpha w0)), flatter with a larger w0.
+
+    A11 would have it flatter than that of the other actions; those the reward does not read, so that theirs are flat at any weight.
+    """
     config = replace(SMALL, learn_temperature=False, initial_temperature=0.1, target_update_interval=1)
     config = replace(config, actor_learning_rate=3e-3, critic_learning_rate=3e-3)
     agent = config.build(Spec(action_size=4))

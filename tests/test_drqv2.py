@@ -231,6 +231,16 @@ def test_b1_adaptive_rr_reads_the_share_of_active_units_of_the_four_rectified_la
     assert active(rectified_layers_of(params, -1.0)) == 0
 
 
+def test_b1_about_half_of_the_units_of_a_fresh_critic_are_active():
+    """Of its four layers of 1,024 units, as the presets have them."""
+    algorithm = Algorithm(replace(SMALL, hidden=(1024, 1024)), Spec(), as_given)
+    state, network, batch = algorithm.init(KEY), algorithm.networks["critic"], random_batch(size=64)
+    context = Context(KEY, 1, 0, network, partial(network.inputs_in, state, batch), "critic", batch, state)
+    adaptive = adaptive_replay_ratio(layers=("heads",))
+    measured = adaptive.update(state.critic, adaptive.init(state.critic), context)[1].previous
+    assert float(measured) == pytest.approx(0.5, abs=0.03)
+
+
 def outside_of_conditions(jaxpr):
     """Names of the primitives that run whatever holds."""
     for equation in jaxpr.eqns:

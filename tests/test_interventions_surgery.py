@@ -442,6 +442,19 @@ def test_gradient_dormancy_sets_how_much_is_kept():
         assert not np.allclose(target / (1 - keep), fresh)
 
 
+def test_one_draw_for_both_networks_leaves_them_as_far_apart_as_they_were_but_for_the_share_kept():
+    """target=edit; with own, above, they draw apart."""
+    network, init = mlp((8, 2))
+    learner = trained(init)
+    shared = dormancy_perturb(low=0.25, high=0.25, target="edit")
+    after = intervene(shared, learner, network.apply, (jnp.abs(normal(6, 3)),), KEY, loss_fn=lambda out: out.mean())[0]
+    before, now = (
+        jax.tree.map(lambda one, other: np.asarray(one - other), each.params, each.target_params)
+        for each in (learner, after)
+    )
+    jax.tree.map(lambda old, new: np.testing.assert_allclose(new, 0.25 * old, atol=1e-6), before, now)
+
+
 def test_the_dormancy_of_the_actor_perturbs_the_critic():
     config = SAC(hidden=(6, 5))
     actor_context, actor = agent_context(config, CONTROL, "actor")

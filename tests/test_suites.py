@@ -206,14 +206,20 @@ def test_a_directory_of_another_experiment_is_refused(tmp_path):
 # Processes
 
 
+DIVERGES = dataclasses.replace(CARTPOLE, agent=dataclasses.replace(CARTPOLE.agent, learning_rate=1e30))
+
+
 @pytest.mark.slow
-def test_one_failure_stops_nothing_and_is_told(tmp_path):
-    broken = dataclasses.replace(TINY, arms={"a": CARTPOLE, "broken": dataclasses.replace(CARTPOLE, protocol="none")})
+@pytest.mark.parametrize(
+    ("arm", "said"), [(dataclasses.replace(CARTPOLE, protocol="none"), "EnvError"), (DIVERGES, "nan")]
+)
+def test_one_failure_stops_nothing_and_is_told(arm, said, tmp_path):
+    broken = dataclasses.replace(TINY, arms={"a": CARTPOLE, "broken": arm})
     every = runner.runs(broken, ["broken", "a"], TINY.tasks[:1], [0], 150, tmp_path)
     console = Console(file=io.StringIO(), width=200)
     (failure,) = runner.run_all(every, jobs=2, keep_replay=False, console=console)
     assert failure.run.arm == "broken"
-    assert "EnvError" in failure.last_words and failure.log.read_text()
+    assert said in failure.last_words and failure.log.read_text()
     assert runner.is_finished(every[1])
     assert not (every[1].directory / "replay").exists()
     assert "FAILED" in console.file.getvalue()
