@@ -13,6 +13,7 @@ from resprout.benchmarks.stats import (
     RESAMPLES,
     STATISTICS,
     differences,
+    ends,
     human_normalised,
     interquartile_mean,
     iqm,
@@ -188,3 +189,15 @@ def test_profile_by_hand_and_against_every_resample():
     np.testing.assert_allclose(profile.low, np.quantile(shares, 0.025, axis=0), atol=1e-9)
     np.testing.assert_allclose(profile.high, np.quantile(shares, 0.975, axis=0), atol=1e-9)
     assert np.isnan(performance_profile([], thresholds).estimate).all()
+
+
+@pytest.mark.parametrize(("tasks", "pairs", "rate"), [(1, 3, 0.25), (1, 5, 0.11), (3, 5, 0.085), (3, 10, 0.06)])
+def test_how_often_an_interval_of_no_difference_leaves_out_zero(tasks, pairs, rate):
+    """Of 2,000 comparisons of equal arms, normal differences: more often than one time in twenty, as docs/benchmarks.md says."""
+    generator = np.random.default_rng(0)
+    left_out = 0
+    for trial in range(2_000):
+        scores = list(generator.normal(size=(tasks, pairs)))
+        low, high = ends(resampled(scores, interquartile_mean, trial, resamples=500))
+        left_out += not low <= 0 <= high
+    assert left_out / 2_000 == pytest.approx(rate, abs=0.02)
