@@ -191,7 +191,7 @@ def test_profile_by_hand_and_against_every_resample():
     assert np.isnan(performance_profile([], thresholds).estimate).all()
 
 
-@pytest.mark.parametrize(("tasks", "pairs", "rate"), [(1, 3, 0.25), (1, 5, 0.11), (3, 5, 0.085), (3, 10, 0.06)])
+@pytest.mark.parametrize(("tasks", "pairs", "rate"), [(1, 3, 0.26), (1, 5, 0.1), (3, 5, 0.09), (3, 10, 0.07)])
 def test_how_often_an_interval_of_no_difference_leaves_out_zero(tasks, pairs, rate):
     """Of 2,000 comparisons of equal arms, normal differences: more often than one time in twenty, as docs/benchmarks.md says."""
     generator = np.random.default_rng(0)
