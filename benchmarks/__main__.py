@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ..training.__main__ import OneLineParser, UsageError, first_line
+from ..training.files import check_file, check_folder
 from ..training.specs import nearest
 from . import draw_counts, ray_
 from .compare import compare
@@ -129,13 +130,6 @@ def check_once(*chosen: Sequence[object]) -> None:
                 raise UsageError(f"{value} is given twice")
 
 
-def check_folder(flag: str, folder: Path) -> None:
-    """UsageError unless it is a directory or can become one."""
-    nearest_there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    if not nearest_there.is_dir():
-        raise UsageError(f"{flag} {folder}: {nearest_there} is no directory")
-
-
 def few(laptop: Sequence[object]) -> str:
     """What a flag that is not given means."""
     return f"by default {', '.join(map(str, laptop))} at the laptop's budget" if laptop else "by default all"
@@ -161,8 +155,7 @@ def report_of_suite(name: str, flags: list[str], console: Console) -> int:
     parser.add_argument("--html", type=Path, required=True, metavar="FILE", help="written whole or not at all")
     add_source_flags(parser, name)
     asked = parser.parse_args(flags)
-    if asked.html.is_dir() or not asked.html.parent.is_dir():
-        raise UsageError(f"--html must be a file in a folder that exists, not {asked.html}")
+    check_file("--html", asked.html)
     from .report import write_report
 
     write_report(asked.html, name, SUITES[name](), inspect.getdoc(SUITES[name]) or "", *where_from(name, asked))
@@ -235,6 +228,10 @@ def run_draw_counts(flags: list[str], console: Console) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs", "errr-counts"), help="directory")
     asked = vars(parser.parse_args(flags))
     samplers, out = asked.pop("samplers"), asked.pop("out")
+    check_once(samplers)
+    check_folder("--out", out)
+    if there := [name for name in draw_counts.FILES if (out / name).exists()]:
+        raise UsageError(f"{out / there[0]} exists already; give another --out")
     draw_counts.run(draw_counts.Simulation(**asked), samplers, out, console)
     return 0
 

@@ -1,10 +1,10 @@
 """Two runs side by side: what differs in their configurations, what they returned, what they measured at the end."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..training.files import read_record
 from ..training.metrics import read_metrics
 from .sheet import Sheet
 
@@ -29,13 +29,13 @@ def compare(first: Path, second: Path) -> list[Sheet]:
 def read(directory: Path) -> dict[str, dict[str, Any]]:
     """config, results and metrics of a run, flat."""
     try:
-        config = json.loads((directory / "config.json").read_text())
+        config = read_record(directory / "config.json", "experiment", "versions")
         experiment = flat({key: value for key, value in config["experiment"].items() if key not in OWN})
         versions = flat({"version": config["versions"]})
         lines = read_metrics(directory / "metrics.jsonl")
         summary_path = directory / "summary.json"
-        summary = json.loads(summary_path.read_text()) if summary_path.exists() else {}
-    except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        summary = read_record(summary_path) if summary_path.exists() else {}
+    except (OSError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{directory} is not a run directory ({type(error).__name__}: {error})") from None
     metrics: dict[str, Any] = {}
     for line in lines:

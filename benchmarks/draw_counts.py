@@ -40,6 +40,7 @@ PRIORITIZED: dict[str, Callable[[int], Sampler]] = {
     "RR-M+ST": partial(masked, alpha=1.0, stratified=True),
 }
 SAMPLERS = UNIFORM | PRIORITIZED
+FILES = ("draw-counts.csv", "draw-counts.png")
 
 
 @dataclass(frozen=True)
@@ -331,11 +332,12 @@ def run(simulation: Simulation, samplers: list[str], out: Path, console: Console
     """Simulate, print the tables, and write draw-counts.csv and draw-counts.png into `out`."""
     result = simulate(simulation, samplers, console)
     out.mkdir(parents=True, exist_ok=True)
-    with (out / "draw-counts.csv").open("w", newline="") as file:
+    rows, figure = (out / name for name in FILES)
+    with rows.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(Row._fields)
         writer.writerows(result.rows)
-    plot(simulation, result, out / "draw-counts.png")
+    plot(simulation, result, figure)
     for table in tables(simulation, result.rows):
         console.print(table)
-    console.print(f"table: {out / 'draw-counts.csv'}\nfigure: {out / 'draw-counts.png'}")
+    console.print(f"table: {rows}\nfigure: {figure}")

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from ..training import Experiment
+from ..training.files import read_record
 from .progress import SuiteProgress
 from .suites import Budget, Suite
 
@@ -74,11 +75,11 @@ def is_finished(run: Run) -> bool:
     config, summary = run.directory / "config.json", run.directory / "summary.json"
     if not config.exists():
         return False
-    if json.loads(config.read_text())["digest"] != run.experiment.digest():
+    if read_record(config, "digest")["digest"] != run.experiment.digest():
         raise ValueError(f"{run.directory} holds a run of another experiment; give another --out")
     if not summary.exists():
         return False
-    steps = json.loads(summary.read_text())["agent_steps"]
+    steps = read_record(summary, "agent_steps")["agent_steps"]
     if steps < run.experiment.steps and not (run.directory / "replay").exists():
         raise ValueError(
             f"{run.directory} was finished at {steps} agent steps without --keep-replay; give another --out"
@@ -218,7 +219,7 @@ def last_words(log: Path, code: int, said_before: int) -> str:
 
 def final_return(directory: Path) -> float:
     """Mean return of the last evaluation; NaN if there was none."""
-    value = json.loads((directory / "summary.json").read_text())["return"]
+    value = read_record(directory / "summary.json", "return")["return"]
     return float("nan") if value is None else float(value)
 
 

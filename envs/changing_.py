@@ -30,8 +30,8 @@ def names(family: str) -> dict[str, str]:
 def parse(env_id: str) -> tuple[str, int]:
     """Name and period of changing/NAME@PERIOD. EnvError if the period is none."""
     bare, at, text = env_id.partition("/")[2].partition("@")
-    if at and not (text.isdecimal() and int(text) > 0):
-        raise EnvError(f"{env_id}: behind @ stands the period, a number of steps such as {bare}@{PERIOD}")
+    if at and not (text.isdecimal() and 0 < int(text) < 2**31):
+        raise EnvError(f"{env_id}: behind @ stands the period, a number of steps such as {bare}@{PERIOD}, below 2^31")
     return bare, int(text) if at else PERIOD
 
 

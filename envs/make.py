@@ -57,7 +57,10 @@ def make(
     backend = _backend(family)
     bare = name.partition("@")[0] if family == "changing" else name  # behind it stands a period
     if bare not in backend.names(family) and not (family == "gym" and ":" in name):
-        raise EnvError(f"{env_id}: no such environment; {_nearest(family, name, list(backend.names(family)))}")
+        close = _nearest(family, name, list(backend.names(family)))
+        if family == "gym" and name.startswith("Panda"):
+            close = "Panda-gym, the extra panda, is not installed, or has no such one"
+        raise EnvError(f"{env_id}: no such environment; {close}")
     env: Env = backend.make(env_id, family, name, num_envs, seed, protocol, training, render)
     return env
 

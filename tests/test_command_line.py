@@ -1,6 +1,8 @@
 """The command line as a stranger meets it: help, bad input, evaluation, video, lists."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -8,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from resprout.training import PRESETS
 from resprout.training import __main__ as command_line
+from resprout.training.experiment import AGENTS
 
 BAD_INPUT = [
     (["trian"], "unknown command 'trian' (did you mean train?)"),
@@ -78,6 +82,27 @@ BAD_INPUT = [
     (["train", "dqn", "--env", "gym/CartPole-v1", "--with", "layer_norm:actor=true"], "it is a field of ACE, SAC"),
     (["train", "dqn", "--env", "gym/CartPole-v1", "--with", "crelu", "deep_fourier"], "activation is crelu already"),
     (["train", "dqn", "--env", "gym/CartPole-v1", "--with"], "--with"),
+    (["train", "dqn", "--env", "minatar/Breakout", "--preset", "redo_dqn", "--stepz", "5"], "(did you mean --steps?)"),
+    (["train", "dqn", "--env", "gym/CartPole-v1", "--agent.target-period", f"{2**31}"], "target_period must be below"),
+    (["train", "dqn", "--env", "gym/CartPole-v1", "--log-every", f"{2**31}"], "log_every must be below 2^31"),
+    (["train", "dqn", "--env", "gym/CartPole-v1", "--agent.hidden", "8", f"{2**31}"], "hidden must be below 2^31"),
+    (["train", "dqn", "--env", "gym/CartPole-v1", "--with", f"redo:period={2**31}"], "period must be below 2^31"),
+    (
+        ["train", "dqn", "--env", "gym/CartPole-v1", "--replay", f"prioritized:beta_steps={2**31}"],
+        "beta_steps must be below 2^31",
+    ),
+    (["train", "dqn", "--env", f"changing/minatar-cycle@{2**31}"], "below 2^31"),
+    (["train", "dqn", "--env", "gym/CartPole-v1", "--agent.width", "1e12"], "they cannot fit"),
+    (["train", "dqn", "--env", "gym/CartPole-v1", "--agent.hidden", "1000000000"], "they cannot fit"),
+    (["train", "dqn", "--env", "gym/CartPole-v1", "--out", f"{__file__}/run"], "test_command_line.py is no directory"),
+    (["train", "dqn", "--env", "gym/CartPole-v1", "--out", "x" * 300], "File name too long"),
+    (["train", "dqn", "--env", "gym/CartPole-v1", "--out", str(Path(__file__).parent)], "exists already; give another"),
+    (["train", "sac", "--env", "gym/PandaReach-v9"], "Panda-gym, the extra panda"),
+    (["eval", "nowhere", "--seed", "-1"], "--seed must be from 0 to 2^32 - 1, not -1"),
+    (["eval", "nowhere", "--video", "no/x.mp4"], "--video no/x.mp4: there is no folder no"),
+    (["eval", "nowhere", "--video", "x.txt"], "--video must end in .mp4, not x.txt"),
+    (["diagnose", "nowhere", "--json", "no/x.json"], "--json no/x.json: there is no folder no"),
+    (["diagnose", "nowhere", "--json", "."], "--json . is a directory"),
 ]
 
 
@@ -117,6 +142,117 @@ def test_a_run_leaves_what_was_promised(run_directory: Path) -> None:
     lines = [json.loads(line) for line in (run_directory / "metrics.jsonl").read_text().splitlines()]
     assert {"step", "gradient_step", "wall_clock"} <= lines[0].keys()
     assert any("critic/loss" in line for line in lines) and any("eval/return" in line for line in lines)
+
+
+def test_interventions_are_added_to_those_of_a_preset() -> None:
+    made = command_line.parse_experiment(
+        ["--env", "minatar/Breakout", "--with", "layer_norm"], command_line.preset_experiment("dqn", "redo_dqn")
+    )
+    assert [each.name for each in made.acting] == ["redo", "layer_norm"]
+
+
+@pytest.mark.parametrize("preset", [name for name, preset in PRESETS.items() if "interventions" in preset.experiment])
+def test_help_of_a_preset_with_interventions(preset: str, capsys: pytest.CaptureFixture[str]) -> None:
+    agent = next(name for name, kind in AGENTS.items() if type(PRESETS[preset].agent) is kind)
+    with pytest.raises(SystemExit) as stop:
+        command_line.dispatch(["train", agent, "--preset", preset, "--help"])
+    assert not stop.value.code and "--agent.batch-size" in capsys.readouterr().out
+
+
+def damaged(directory: Path, name: str, text: str | bytes) -> None:
+    (directory / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "command", "message"),
+    [
+        ("config.json", '{"experiment": {"agent": []}}', ["train", "--resume"], "is not a run directory"),
+        ("config.json", b"\xff\xfe", ["eval"], "is not a run directory"),
+        ("summary.json", "{}", ["bench", "compare"], ""),
+        ("summary.json", "[1]", ["bench", "compare"], "summary.json is damaged (no object)"),
+        ("metrics.jsonl", '{"a": 1}\n', ["bench", "compare"], "metrics.jsonl is damaged (a line without a step)"),
+        ("metrics.jsonl", "nonsense\n", ["bench", "compare"], "metrics.jsonl is damaged"),
+    ],
+)
+def test_what_is_damaged_is_named_in_one_line(
+    name: str,
+    text: str | bytes,
+    command: list[str],
+    message: str,
+    run_directory: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run_directory, copy)
+    damaged(copy, name, text)
+    after = [str(run_directory)] if command == ["bench", "compare"] else []
+    code = command_line.dispatch([*command, str(copy), *after])
+    said = capfd.readouterr().err
+    assert (
+        (code, said.count("\n")) == ((2, 1) if message else (0, 0))
+        and message in said
+        and (not message or str(copy) in said)
+    )
+
+
+def test_a_config_without_a_digest_is_damaged(
+    run_directory: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run_directory, copy)
+    config = json.loads((copy / "config.json").read_text())
+    del config["digest"]
+    damaged(copy, "config.json", json.dumps(config))
+    assert command_line.dispatch(["train", "--resume", str(copy), "--steps", "1600"]) == 2
+    assert "config.json is damaged (it has no digest)" in capfd.readouterr().err
+
+
+def test_a_finished_run_without_checkpoints_is_not_begun_anew(
+    run_directory: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run_directory, copy)
+    shutil.rmtree(copy / "checkpoints")
+    before = (copy / "metrics.jsonl").read_bytes(), (copy / "summary.json").read_bytes()
+    assert command_line.dispatch(["train", "--resume", str(copy), "--steps", "1600"]) == 2
+    assert "has lost its checkpoints: begin anew in another --out" in capfd.readouterr().err
+    assert ((copy / "metrics.jsonl").read_bytes(), (copy / "summary.json").read_bytes()) == before
+
+
+def test_all_seeds_are_looked_at_before_one_goes_on(
+    run_directory: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run_directory, tmp_path / "s0")
+    (tmp_path / "s1").mkdir()
+    damaged(tmp_path, "seeds.json", '{"seeds": [0, 1]}')
+    damaged(tmp_path / "s1", "config.json", "{")
+    before = sorted(tmp_path.rglob("*"))
+    assert command_line.dispatch(["train", "--resume", str(tmp_path), "--steps", "1600"]) == 2
+    said = capfd.readouterr().err
+    assert "s1/config.json is damaged" in said and said.count("\n") == 1 and sorted(tmp_path.rglob("*")) == before
+    damaged(tmp_path, "seeds.json", "{}")
+    assert command_line.dispatch(["train", "--resume", str(tmp_path), "--steps", "1600"]) == 2
+    assert "seeds.json is damaged (it has no seeds)" in capfd.readouterr().err
+
+
+def test_errors_are_said_whatever_the_encoding_of_the_output() -> None:
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "resprout.training",
+        "train",
+        "dqn",
+        "--env",
+        "gym/CartPole-v1",
+        "--stepz",
+        "5",
+    ]
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}
+    )
+    assert done.returncode == 2 and "--stepz" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_an_existing_directory_needs_resume(run_directory: Path, capfd: pytest.CaptureFixture[str]) -> None:

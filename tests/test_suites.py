@@ -311,6 +311,8 @@ def test_help_without_a_suite_names_them(arguments, capsys):
         (["run", "errr-minatar", "--tasks", "minatar/Pong"], "--tasks"),
         (["run", "errr-minatar", "--steps", "100"], "warm-up of 5000 agent steps"),
         (["run", "errr-minatar", "--seeds", "-1"], "seed must not be negative"),
+        (["run", "errr-counts", "--out", f"{__file__}/out"], "test_suites.py is no directory"),
+        (["run", "errr-counts", "--samplers", "WR", "WR"], "WR is given twice"),
     ],
 )
 def test_bad_input_is_one_line_and_creates_nothing(arguments, message, tmp_path, monkeypatch, capsys):

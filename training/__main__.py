@@ -10,6 +10,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .files import check_file
 from .specs import nearest
 
 USAGE = """\
@@ -299,6 +300,8 @@ def one_line(boxed: str) -> str:
             parts.append([])
         elif line.startswith("│") and text:
             parts[-1].append(text)
+    if not any(parts):  # no boxes where the output's encoding has none
+        parts = [[line.strip("+-| ") for line in boxed.splitlines() if line.strip("+-| ")]]
     message = " ".join(parts[0]).removeprefix("Error parsing TrainFlags: ")
     suggested = [line for part in parts[1:] if part and part[0].startswith("Perhaps") for line in part[1:]]
     flags = [line.split()[0] for line in suggested if line.startswith("--")]
@@ -310,7 +313,7 @@ def read_config(directory: Path) -> Any:
 
     try:
         return Experiment.from_json(json.loads((directory / "config.json").read_text())["experiment"])
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (OSError, KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UsageError(f"{directory} is not a run directory ({type(error).__name__}: {error})") from None
 
 
@@ -327,6 +330,11 @@ def check_unchanged(before: Any, after: Any, directory: str) -> None:
             raise UsageError(f"--resume {directory} cannot change {key} (it is {old[key]}, asked for {new[key]})")
 
 
+def check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"--seed must be from 0 to 2^32 - 1, not {seed}")
+
+
 def eval_command(arguments: list[str]) -> int:
     parser = OneLineParser(prog="resprout eval", description="Play the newest checkpoint of a run.")
     parser.add_argument("directory", type=Path, help="run directory")
@@ -336,6 +344,11 @@ def eval_command(arguments: list[str]) -> int:
     asked = parser.parse_args(arguments)
     if asked.episodes < 1:
         raise UsageError(f"--episodes must be at least 1, not {asked.episodes}")
+    check_seed(asked.seed)
+    if asked.video:
+        check_file("--video", asked.video)
+        if asked.video.suffix != ".mp4":
+            raise UsageError(f"--video must end in .mp4, not {asked.video}")
     experiment = read_config(asked.directory)
     from .run import evaluate_run
 
@@ -354,6 +367,9 @@ def diagnose_command(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the transitions that are looked at")
     parser.add_argument("--json", type=Path, help="also write the values to this file")
     asked = parser.parse_args(arguments)
+    check_seed(asked.seed)
+    if asked.json:
+        check_file("--json", asked.json)
     experiment = read_config(asked.directory)
     from .run import diagnose_run
 
@@ -393,6 +409,9 @@ def bench_command(arguments: list[str]) -> int:
 
 
 def list_command(arguments: list[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        print(f"resprout list {'|'.join(LISTS)}     what there is, a line each")
+        return 0
     if len(arguments) != 1 or arguments[0] not in LISTS:
         asked = f"cannot list {' '.join(arguments)!r}; " if arguments else ""
         raise UsageError(f"{asked}resprout list {'|'.join(LISTS)}")

@@ -80,13 +80,13 @@ def newest(directory: Path, with_replay: bool = True) -> tuple[Path, list[str]]:
 
     with_replay: whether its transitions are needed, and so checked, too.
     """
-    complaints: list[str] = []
+    damaged: list[str] = []
     for candidate in reversed(names(directory)):
         problem = _problem(candidate, with_replay)
         if problem is None:
-            return candidate, complaints
-        complaints.append(f"checkpoint {candidate} is damaged ({problem}); trying the one before it")
-    raise CheckpointError(f"no readable checkpoint in {directory}" + "".join(f"; {line}" for line in complaints))
+            return candidate, [f"{line}; trying the one before it" for line in damaged]
+        damaged.append(f"checkpoint {candidate} is damaged ({problem})")
+    raise CheckpointError("; ".join([f"no readable checkpoint in {directory}", *damaged]))
 
 
 def names(directory: Path) -> list[Path]:
@@ -249,6 +249,8 @@ def _fingerprint(path: Path) -> list[Any]:
 def _problem(checkpoint: Path, with_replay: bool) -> str | None:
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_text())
+        if with_replay and manifest["replay"] and not _replay(checkpoint.parent).exists():
+            return "its replay was removed"
         expected = {checkpoint / name: mark for name, mark in manifest["files"].items()}
         for segment, files in manifest["replay"].items() if with_replay else ():
             expected |= {_replay(checkpoint.parent) / segment / name: mark for name, mark in files.items()}

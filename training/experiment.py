@@ -17,7 +17,7 @@ from ..interventions import Intervention
 from ..replay import Sampler, masked, prioritized, reshuffled, uniform, without_replacement
 from .intervening import build_agent, parse_intervention
 from .sources import parse_sources
-from .specs import parse_spec
+from .specs import LIMIT, parse_spec
 
 
 class ExperimentError(ValueError):
@@ -126,6 +126,11 @@ class Experiment(Generic[A]):
         given = self.agent.replay_ratio if self.replay_ratio is None else self.replay_ratio
         check(0 <= given < math.inf, f"replay_ratio must be finite and not negative, not {given}")
         check(self.seed < 2**32, f"seed must be below 2^32, not {self.seed}")
+        numbers = {part.name: getattr(self, part.name) for part in dataclasses.fields(self) if part.name != "seed"}
+        numbers |= {f"agent.{name}": value for name, value in vars(self.agent).items()}
+        for name, value in numbers.items():
+            for each in value if isinstance(value, tuple) else (value,):
+                check(not isinstance(each, int) or abs(each) < LIMIT, f"{name} must be below 2^31, not {each}")
         check(
             self.agent.warmup < self.steps,
             f"the warm-up of {self.agent.warmup} agent steps is not shorter than the run of {self.steps}",
@@ -234,3 +239,9 @@ class TrainFlags(Experiment[A]):
 
     def experiment(self) -> Experiment[A]:
         return Experiment(**{part.name: getattr(self, part.name) for part in dataclasses.fields(Experiment)})
+
+    def __post_init__(self) -> None:
+        """The checks of an experiment; interventions stay as they are written."""
+        written = self.interventions
+        super().__post_init__()
+        object.__setattr__(self, "interventions", written)

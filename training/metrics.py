@@ -162,9 +162,16 @@ def plain(value: Any) -> Any:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a metrics.jsonl; a last line cut short by a kill is left out."""
-    text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    """The complete lines of a metrics.jsonl; a last line cut short by a kill is left out. ValueError if one is damaged."""
+    text = path.read_text(errors="replace") if path.exists() else ""
+    complete = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    try:
+        lines = [json.loads(line) for line in complete]
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error})") from None
+    if not all(isinstance(line, dict) and "step" in line for line in lines):
+        raise ValueError(f"{path} is damaged (a line without a step)")
+    return lines
 
 
 class Tracker:

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, Sharding
 
+from ..agents.learner import PyTree
 from ..envs import Env, EnvSpec
 from ..replay import Description, DeviceFrames, Layout, Rings, available_memory, memory
 from .device_loop import why_not
@@ -72,6 +73,14 @@ def describe_replay(experiment: Experiment, spec: EnvSpec) -> Description:
         action_high=spec.action_high,
         reward_clip=spec.reward_clip,
     )
+
+
+def check_networks(state: PyTree) -> None:
+    """ExperimentError if an agent's state, given by its shapes, is larger than the memory that is free where it goes."""
+    needed, free = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)), device_memory()
+    if needed > 0.95 * free:
+        said = f"{needed / 1e9:.3g} GB for parameters, targets and moments ({free / 1e9:.1f} GB free)"
+        raise ExperimentError(f"networks: {said}: they cannot fit")
 
 
 def check_memory(

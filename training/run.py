@@ -30,17 +30,26 @@ from numpy.typing import NDArray
 from ..agents.learner import Agent, Batch, PyTree
 from ..envs import Env, make
 from ..replay import Part, Replay, Rings, Sampler, Storage, mixture
-from ..replay.past import DESCRIPTION
+from ..replay.past import DESCRIPTION, segments, span
 from . import checkpoint
 from .batched_loop import BatchedLoop
 from .compiled import bind_interventions, compile_functions, seed_from, streams
 from .device_loop import DeviceLoop, next_multiple
 from .evaluation import Evaluation, Video, evaluate, exploit_function
 from .experiment import Experiment, ExperimentError
+from .files import check_folder, read_record
 from .host_loop import Training, host_loop, learn_owed
 from .intervening import PROBE, labels, no_dormant
 from .metrics import Episodes, MetricsFile, ProgressDisplay, Totals, Tracker, plain, plot_causal_weights, plot_curve
-from .placement import check_memory, describe_replay, loop_on_device, make_rings, place_frames, replay_arguments
+from .placement import (
+    check_memory,
+    check_networks,
+    describe_replay,
+    loop_on_device,
+    make_rings,
+    place_frames,
+    replay_arguments,
+)
 from .process import prepare_process
 from .processes import agreed, all_or_none
 from .profiling import WARM_UPDATES, Profile, named
@@ -110,7 +119,7 @@ def train(
             mesh = share_batch(experiment, devices)
             env = stack.enter_context(closing(make_env(experiment, training=True, num_envs=experiment.num_envs)))
             agent = experiment.build_agent(env.spec)
-            recorded = json.loads((Path(resume) / "config.json").read_text()).get("sources", []) if resume else []
+            recorded = read_record(Path(resume) / "config.json").get("sources", []) if resume else []
             description = describe_replay(experiment, env.spec)
             past = open_sources(experiment.replay_from, experiment.agent.batch_size, description, recorded)
             first = jax.process_index() == 0
@@ -298,7 +307,9 @@ class Run:
 
     def fresh(self) -> Training:
         """The state of a run at agent step 0, but for its environments."""
-        state = jax.jit(self.agent.init)(self.keys["agent"])
+        init = jax.jit(self.agent.init)
+        check_networks(init.eval_shape(self.keys["agent"]))
+        state = init(self.keys["agent"])
         spec, experiment = self.env.spec, self.experiment
         batch = jax.eval_shape(self._probe_batch)
         metrics = jax.eval_shape(self.agent.update, state, batch, self.keys["agent"])[1]
@@ -366,7 +377,7 @@ class Run:
         self._open(metrics_bytes=0)
 
     def resume(self) -> None:
-        saved = json.loads((self.directory / "config.json").read_text())
+        saved = read_record(self.directory / "config.json", "digest", "versions")
         if saved["digest"] != self.experiment.digest():
             raise ExperimentError(f"{self.directory} is a run of another experiment")
         self._lock()
@@ -377,6 +388,12 @@ class Run:
             self.say(f"devices were {before} and are {self.shared_by}: the run may round otherwise from here on")
         checkpoints = self.directory / "checkpoints"
         if not any(checkpoints.glob("[0-9]*")):
+            saved_replay = segments(self.directory / "replay") if self.experiment.save_replay else []
+            more = (
+                bool(saved_replay) and span(saved_replay[-1])[1] > self.experiment.checkpoint_every
+            )  # than of a first one
+            if more or (self.directory / "summary.json").exists():
+                raise ExperimentError(f"{self.directory} has lost its checkpoints: begin anew in another --out")
             self.say(f"{self.directory} has no checkpoint yet: starting from the beginning")
             self.training = self.fresh()
             for name in ("checkpoints", "replay"):  # of a first checkpoint cut short
@@ -757,8 +774,11 @@ def new_directory(experiment: Experiment) -> Path:
     """
     if experiment.out is not None:
         directory = Path(experiment.out)
-        if directory.exists() and not (directory.is_dir() and {path.name for path in directory.iterdir()} <= LEFTOVERS):
-            raise ExperimentError(f"{directory} exists already; go on with --resume {directory}, or give another --out")
+        check_folder("--out", directory)
+        if directory.exists() and not {path.name for path in directory.iterdir()} <= LEFTOVERS:
+            ours = any((directory / name).exists() for name in ("config.json", "seeds.json"))
+            advice = f"go on with --resume {directory}, or give another --out" if ours else "give another --out"
+            raise ExperimentError(f"{directory} exists already; {advice}")
         return directory
     name = f"{experiment.env.replace('/', '_')}-{experiment.agent_name}-s{experiment.seed}"
     return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -25,6 +25,7 @@ from ..envs import EnvSpec
 from . import checkpoint
 from .batched_loop import why_apart
 from .experiment import Experiment, ExperimentError
+from .files import read_record
 from .metrics import ProgressDisplay, Tracker, plot_seeds
 from .placement import check_memory, describe_replay, lacks_memory, loop_on_device, make_rings
 from .process import prepare_process
@@ -92,6 +93,10 @@ def train_seeds(
         raise ExperimentError(f"{len(seeds)} seeds are too few for {processes.count} processes")
     if not resume and any(_begun(own) for own in each):
         raise ExperimentError(f"{out} has these seeds already; go on with --resume {out}, or give another --out")
+    for own in each:
+        if _begun(own) and read_record(Path(str(own.out), "config.json"), "digest")["digest"] != own.digest():
+            raise ExperimentError(f"{own.out} is a run of another experiment")
+        _is_finished(own)  # says what is wrong with its summary
     processes.meet()
 
     def begin() -> None:
@@ -148,7 +153,7 @@ def _note(out: Path, each: Sequence[Experiment]) -> None:
 def read_seeds(out: Path) -> tuple[int, ...] | None:
     """The seeds of a directory of several; None if it is none."""
     path = out / "seeds.json"
-    return tuple(json.loads(path.read_text())["seeds"]) if path.exists() else None
+    return tuple(read_record(path, "seeds")["seeds"]) if path.exists() else None
 
 
 def _begun(experiment: Experiment) -> bool:
@@ -178,7 +183,7 @@ def _train_together(
         on_device = loop_on_device(first, envs[0])
         _check_memory(first, spec, on_device, len(each), sharding.num_devices if sharding else 1)
         config = Path(str(first.out), "config.json")
-        recorded = json.loads(config.read_text()).get("sources", []) if _begun(first) else []
+        recorded = read_record(config).get("sources", []) if _begun(first) else []
         past = open_sources(first.replay_from, first.agent.batch_size, describe_replay(first, spec), recorded)
         rings = make_rings(first, spec, len(each), sharding) if on_device else None
         runs = [
@@ -283,11 +288,11 @@ def _start(experiment: Experiment, core: int | None) -> subprocess.Popen[bytes]:
 
 def _is_finished(experiment: Experiment) -> bool:
     summary = Path(str(experiment.out), "summary.json")
-    return summary.exists() and json.loads(summary.read_text())["agent_steps"] >= experiment.steps
+    return summary.exists() and bool(read_record(summary, "agent_steps")["agent_steps"] >= experiment.steps)
 
 
 def _return(experiment: Experiment) -> str:
-    value = json.loads(Path(str(experiment.out), "summary.json").read_text())["return"]
+    value = read_record(Path(str(experiment.out), "summary.json"), "return")["return"]
     return "not evaluated" if value is None else f"{np.float64(value):.1f}"
 
 

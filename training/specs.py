@@ -8,6 +8,8 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
+LIMIT = 2**31  # of whole numbers, which training holds in 32 bits
+
 
 class SpecError(ValueError):
     """A SPEC that cannot be, in one line that lists what can."""
@@ -56,8 +58,12 @@ def _read(text: str, hint: Any, what: str) -> Any:
     try:
         if hint is bool:
             return {"true": True, "false": False}[text.lower()]
+        if hint is int and abs(int(text)) >= LIMIT:
+            raise SpecError(f"{what} must be below 2^31, not {text}")
         if hint in (int, float, str):
             return hint(text)
+    except SpecError:
+        raise
     except (ValueError, KeyError):
         wanted = {bool: "true or false", int: "a whole number", float: "a number"}[hint]
         raise SpecError(f"{what} must be {wanted}, not {text!r}") from None

@@ -1,0 +1,39 @@
+"""Files of runs that may be damaged, and places that a user names."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def read_record(path: Path, *keys: str) -> dict[str, Any]:
+    """The JSON object in a file. ValueError, in one line that names it, unless it is one with these keys; OSError if it is not there."""
+    try:
+        record = json.loads(path.read_text())
+    except ValueError as error:  # no JSON, or no text
+        raise ValueError(f"{path} is damaged ({error})") from None
+    missing = [key for key in keys if not isinstance(record, dict) or key not in record]
+    if missing or not isinstance(record, dict):
+        raise ValueError(f"{path} is damaged (it has no {missing[0]})" if missing else f"{path} is damaged (no object)")
+    return record
+
+
+def check_folder(what: str, folder: Path) -> None:
+    """ValueError, in one line, unless it is a directory to write to or can become one."""
+    try:
+        nearest_there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    except OSError as error:  # a name too long
+        raise ValueError(f"{what} {folder}: {error.strerror}") from None
+    if not nearest_there.is_dir():
+        raise ValueError(f"{what} {folder}: {nearest_there} is no directory")
+    if not os.access(nearest_there, os.W_OK | os.X_OK):
+        raise ValueError(f"{what} {folder}: {nearest_there} cannot be written to")
+
+
+def check_file(what: str, path: Path) -> None:
+    """ValueError, in one line, unless a file can be written there: in a folder that exists."""
+    if path.is_dir():
+        raise ValueError(f"{what} {path} is a directory")
+    if not path.parent.is_dir():
+        raise ValueError(f"{what} {path}: there is no folder {path.parent}")
+    check_folder(what, path.parent)
