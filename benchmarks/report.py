@@ -24,13 +24,14 @@ from .tables import (
     arrays,
     changes,
     command,
-    differences_sheet,
     gather,
     ours,
+    pairs_sheets,
     published_sheets,
     returns_of,
     rows_sheet,
     to_scores,
+    training_returns,
     turn_sheets,
 )
 
@@ -58,7 +59,7 @@ def body(name: str, suite: Suite, source: str, rows: Sequence[Row], points: Sequ
     tasks = [task for task in suite.tasks if any(row.task == task for row in rows)]
     styles = looks(arms)
     parts = {
-        "Aggregate": aggregate(suite, returns, turns, tasks, styles),
+        "Aggregate": aggregate(suite, returns, training_returns(suite, rows, points), turns, tasks, styles),
         "Tasks": by_task(suite, rows, returns, tasks),
         "Changes of task": "\n".join(map(table, turn_sheets(suite, returns, turns, tasks))),
         "Published figures": published(suite, rows, returns, turns, tasks),
@@ -118,7 +119,9 @@ def legend(styles: Mapping[str, Look]) -> str:
     return f'<div class="legend" role="group" aria-label="Arms shown in the figures">{items}{switch}</div>'
 
 
-def aggregate(suite: Suite, returns: Returns, turns: Turns, tasks: Sequence[str], styles: Mapping[str, Look]) -> str:
+def aggregate(
+    suite: Suite, returns: Returns, training: Returns, turns: Turns, tasks: Sequence[str], styles: Mapping[str, Look]
+) -> str:
     """Interquartile means, paired differences and performance profiles over all tasks."""
     evaluated = [task for task in tasks if any(by_task[task] for by_task in returns.values())]
     if not evaluated:
@@ -131,7 +134,8 @@ def aggregate(suite: Suite, returns: Returns, turns: Turns, tasks: Sequence[str]
     sheet = arms_sheet(suite, scores, evaluated, unit)
     drawn = figure(intervals_svg("iqm", sheet.title, f"IQM of {unit}", intervals, styles))
     parts = [f"<h3>{escape(sheet.title)}</h3>{pair(drawn, table(sheet, title=False))}"]
-    if pairs := differences_sheet(suite, scores, evaluated):
+    if found := pairs_sheets(suite, scores, evaluated, training):
+        pairs, *more = found
         paired = {
             arm: stratified_interval([differences(scores[arm][task], scores[other][task]) for task in evaluated])
             for arm, other in suite.baselines.items()
@@ -141,6 +145,7 @@ def aggregate(suite: Suite, returns: Returns, turns: Turns, tasks: Sequence[str]
         axis = "IQM of arm less baseline, same seed"
         drawn = figure(intervals_svg("pairs", pairs.title, axis, paired, styles, zero=True)) if paired else ""
         parts.append(f"<h3>{escape(pairs.title)}</h3>{pair(drawn, table(pairs, title=False))}")
+        parts += [table(sheet) for sheet in more]
     complete = {arm: by_task for arm, by_task in scores.items() if all(by_task[task] for task in evaluated)}
     if complete:
         every = [value for by_task in complete.values() for task in evaluated for value in by_task[task].values()]

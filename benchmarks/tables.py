@@ -3,13 +3,14 @@
 import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..training import Experiment
-from .changing import Turns, areas, changing_sheets, scaled, turns_of
+from .changing import METRIC, Turns, areas, changing_sheets, scaled, turns_of
 from .published_ import Column, Published, all_mismatches, normalised
 from .results_ import Point, Row, paths, read_curves, read_finished, read_rows
 from .sheet import FEW, Sheet, cells, few, notes_on_pairs, spread, verdict
@@ -25,6 +26,9 @@ from .stats import (
     stratified_interval,
 )
 from .suites import Budget, Suite
+
+PAIRS = "Differences of paired seeds, in the same unit"
+TRAINING_PAIRS = "The same of the training episodes in the last tenth of each run, on a scale of their own"
 
 # arm -> task -> seed -> mean return of the last evaluation, or while training
 Returns = dict[str, dict[str, dict[int, float]]]
@@ -108,6 +112,23 @@ def returns_of(suite: Suite, rows: Sequence[Row], points: Sequence[Point]) -> Re
     return {arm: by_task for arm, by_task in returns.items() if any(by_task.values())}
 
 
+def training_returns(suite: Suite, rows: Sequence[Row], points: Sequence[Point]) -> Returns:
+    """Mean return of the training episodes in the last tenth of each run, as `returns_of`; nothing where tasks change.
+
+    An intervention that disturbs the policy is seen throughout its period there, by the last evaluation at one instant of it alone.
+    """
+    curves: dict[tuple[str, str, int], dict[int, float]] = defaultdict(dict)
+    for point in points:
+        if point.metric == METRIC and not suite.fresh:
+            curves[point[:3]][point.step] = point.value
+    returns: Returns = {arm: {task: {} for task in suite.tasks} for arm in suite.arms}
+    for row in rows:
+        last = [value for step, value in curves[row.key[1:]].items() if step > 0.9 * row.agent_steps]
+        if last:
+            returns[row.arm][row.task][row.seed] = float(np.mean(last))
+    return {arm: by_task for arm, by_task in returns.items() if any(by_task.values())}
+
+
 def changes(suite: Suite, rows: Sequence[Row], points: Sequence[Point]) -> Turns:
     """The curves of runs cut at the changes of their task; empty where tasks stay."""
     return turns_of(rows, points) if suite.fresh else {}
@@ -178,8 +199,7 @@ def sheets(suite: Suite, rows: Sequence[Row], points: Sequence[Point]) -> list[S
         scores = {}
     else:
         made = [arms_sheet(suite, scores, tasks, unit), *made]
-        if pairs := differences_sheet(suite, scores, tasks):
-            made.append(pairs)
+        made += pairs_sheets(suite, scores, tasks, training_returns(suite, rows, points))
     made += turn_sheets(suite, returns, turns, tasks)
     experiments = {(row.arm, row.task): ours(suite, row) for row in rows}
     return made + published_sheets(suite, returns, scores, tasks, experiments)
@@ -233,7 +253,16 @@ def means_sheet(returns: Returns, tasks: Sequence[str]) -> Sheet:
     return Sheet(title, ("arm", *names), lines)
 
 
-def differences_sheet(suite: Suite, scores: Returns, tasks: Sequence[str]) -> Sheet | None:
+def pairs_sheets(suite: Suite, scores: Returns, tasks: Sequence[str], training: Returns) -> list[Sheet]:
+    """Differences of paired seeds, of the scores and of `training_returns`, where there are pairs."""
+    made = [differences_sheet(suite, scores, tasks, PAIRS)]
+    tasks = [task for task in tasks if any(by_task[task] for by_task in training.values())]
+    with suppress(ValueError):  # no arm has a positive return on every task
+        made.append(differences_sheet(suite, to_scores(suite, training, tasks, {})[0], tasks, TRAINING_PAIRS))
+    return [sheet for sheet in made if sheet]
+
+
+def differences_sheet(suite: Suite, scores: Returns, tasks: Sequence[str], title: str) -> Sheet | None:
     """Every arm less its baseline over the seeds that both have, and how likely a run of it beats one of the baseline."""
     lines, every = [], []
     for arm, baseline in suite.baselines.items():
@@ -250,7 +279,6 @@ def differences_sheet(suite: Suite, scores: Returns, tasks: Sequence[str]) -> Sh
                 )
             )
     columns = ("arm less baseline", "pairs", "IQM", "95 % interval", "", "P(better)")
-    title = "Differences of paired seeds, in the same unit"
     return Sheet(title, columns, lines, notes_on_pairs(every)) if lines else None
 
 

@@ -349,6 +349,22 @@ def test_scores_are_relative_to_the_first_arm_that_has_every_task(finish, tmp_pa
     assert "a (of 1 tasks)" in said and "too few pairs" in said and "none of one run" in said
 
 
+def test_training_returns_are_those_of_the_last_tenth(real):
+    row = dataclasses.replace(results.row_of(real, "tiny", "a"), agent_steps=100)
+    other = dataclasses.replace(row, arm="b", digest=TINY.experiment("b", FIRST, 0, 150, "").digest())
+    points = [
+        results.Point(arm, FIRST, 0, step, metric, value + (arm == "b"))
+        for arm in "ab"
+        for step, value in ((85, 40.0), (90, 30.0), (95, 2.0), (100, 4.0))
+        for metric in ("episode/return", "eval/return")
+    ]
+    returns = tables.training_returns(TINY, [row, other], points)
+    assert returns == {"a": {FIRST: {0: 3.0}, SECOND: {}}, "b": {FIRST: {0: 4.0}, SECOND: {}}}
+    _, training = tables.pairs_sheets(TINY, tables.returns_of(TINY, [row, other], points), [FIRST], returns)
+    assert training.title == tables.TRAINING_PAIRS and training.lines[0][2] == "1.000"
+    assert tables.training_returns(dataclasses.replace(TINY, fresh="b"), [row, other], points) == {}
+
+
 def test_returns_of_a_single_task_stay_as_they_are(finish, tmp_path):
     for seed, value in enumerate([1.0, -3.0]):
         finish("a", FIRST, seed, value)
@@ -373,7 +389,8 @@ def test_a_difference_is_shown_by_enough_pairs_on_one_side_of_zero(finish, tmp_p
     for seed, difference in enumerate(differences):
         finish("a", FIRST, seed, 5.0)
         finish("b", FIRST, seed, 5.0 + difference)
-    *_, paired = tables.sheets(TINY, *tables.gather("tiny", TINY, tmp_path / "out", None))
+    made = tables.sheets(TINY, *tables.gather("tiny", TINY, tmp_path / "out", None))
+    (paired,) = [sheet for sheet in made if sheet.title == tables.PAIRS]
     assert paired.lines[0][1] == str(len(differences)) and paired.lines[0][4] == said
     assert bool(paired.notes) == (said == "too few pairs")
 
