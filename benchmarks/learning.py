@@ -108,18 +108,18 @@ def grouped(curves: list[Curve]) -> dict[tuple[str, str, str], list[Curve]]:
 
 
 def plot(curves: list[Curve], path: Path) -> None:
-    """A panel per task and metric; a thin line per seed, a thick one for their mean."""
+    """A row of panels per metric, a column per task; a thin line per seed, a thick one for their mean."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
     groups = grouped(curves)
-    tasks = sorted({(env, metric) for env, metric, _ in groups})
+    tasks, metrics = sorted({env for env, *_ in groups}), list(dict.fromkeys(curve.metric for curve in curves))
     agents = sorted({agent for *_, agent in groups})
-    figure = Figure(figsize=(5 * len(tasks), 3.6 + 0.2 * len(agents)), dpi=110, layout="constrained")
-    panels = FigureCanvasAgg(figure).figure.subplots(1, len(tasks), squeeze=False)[0]
+    figure = Figure(figsize=(5 * len(tasks), 3.6 * len(metrics) + 0.2 * len(agents)), dpi=110, layout="constrained")
+    panels = FigureCanvasAgg(figure).figure.subplots(len(metrics), len(tasks), squeeze=False)
     for (env, metric, agent), members in groups.items():
-        axes, colour = panels[tasks.index((env, metric))], f"C{agents.index(agent)}"
+        axes, colour = panels[metrics.index(metric), tasks.index(env)], f"C{agents.index(agent)}"
         for member in members:
             axes.plot(*zip(*member.points, strict=True), color=colour, alpha=0.3, linewidth=1)
         steps = sorted(set.intersection(*({step for step, _ in member.points} for member in members)))
@@ -130,7 +130,10 @@ def plot(curves: list[Curve], path: Path) -> None:
         axes.set(title=env, xlabel="agent steps", ylabel="evaluation return" if metric == RETURN else metric)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(alpha=0.3)
-    lines = {line.get_label(): line for axes in panels for line in axes.lines if not line.get_label().startswith("_")}
+    every = [line for axes in panels.flat for line in axes.lines]
+    lines = {line.get_label(): line for line in every if not line.get_label().startswith("_")}
+    for axes in panels.flat:
+        axes.set_visible(bool(axes.lines))
     figure.legend(lines.values(), lines.keys(), loc="outside lower left", frameon=False)
     figure.savefig(path)
 
