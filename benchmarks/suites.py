@@ -238,9 +238,10 @@ def redo_atari() -> Suite:
 def redo_sac() -> Suite:
     """Sokar et al. (2023, arXiv 2302.12902), ReDo on TF-Agents' SAC, on MuJoCo v4.
 
-    They have v2 and find no gain. That SAC: rewards times 0.1, Glorot kernels, target entropy half the dimension of the action. At the paper's budget tau 0 and resets of everything every 200,000 gradient steps; at the
-    laptop's every 20,000 and 50,000, for nothing would happen in a run of 200,000 agent steps otherwise. decay: 1e-5. ace: the
-    preset ace_small at SAC's reward. The published column is SAC without reward scale.
+    They have v2 and find no gain. That SAC: rewards times 0.1, Glorot kernels, target entropy half the dimension of the action.
+    At the paper's budget tau 0 and resets of everything every 200,000 gradient steps; at the laptop's every 20,000 and 50,000, for
+    nothing would happen in a run of 200,000 agent steps otherwise. decay: 1e-5. ace: the preset ace_small at SAC's reward. The
+    published column is SAC without reward scale.
     """
     base = SAC(initialiser="xavier", reward_scale=0.1, entropy_per_action=-0.5)
     run = CONTROL_RUN | {"env": "mujoco/Hopper-v4", "eval_episodes": 30}
@@ -370,11 +371,12 @@ def errr_atari_lap() -> Suite:
 
 
 def ace() -> Suite:
-    """Ji et al. (2024, arXiv 2402.14528), ACE with the authors' one setting on tasks of five of its domains: MuJoCo, DMC, Meta-World, Adroit, Shadow hand.
+    """Ji et al. (2024, arXiv 2402.14528), ACE with the authors' one setting on tasks of five of its seven domains.
 
     ace: causal weights and resets; weights and reset: one of them; sac: neither, the same networks and delays. Their list of
-    tasks is known in part, so these are ours, of all domains but Panda-gym, an extra, and ROBEL, which is not to be had. Per-task figures of
-    theirs are not published. Their reset comes every 100,000 gradient steps, at the laptop's budget every 10,000.
+    tasks is known in part, so these are ours, of MuJoCo, DMC, Meta-World, Adroit and Shadow hand; Panda-gym is an extra, ROBEL not
+    to be had. Per-task figures of theirs are not published. Their reset comes every 100,000 gradient steps, at the laptop's
+    budget every 10,000.
     """
     run: dict[str, Any] = {"env": "mujoco/Hopper-v4", **CONTROL_RUN}
     arms = ace_arms(ACE(), run, f"{ACE_RESET},period=10000")
@@ -635,8 +637,12 @@ def plasticity_grid_sac() -> Suite:
 
 PERIOD = 25_000  # agent steps between changes
 # What is measured are returns while training: an environment for evaluation has the first task alone.
-CHANGING_RUN: dict[str, Any] = CONTROL_RUN | {"eval_every": 0, "eval_episodes": 0, "diagnose_every": 5_000}
-CHANGING_RUN["log_every"] = PERIOD // PARTS // 5  # so that no line is of two parts of a turn
+CHANGING_RUN: dict[str, Any] = CONTROL_RUN | {
+    "eval_every": 0,
+    "eval_episodes": 0,
+    "diagnose_every": 5_000,
+    "log_every": PERIOD // PARTS // 5,  # no line is of two parts of a turn
+}
 
 
 def changing() -> Suite:
