@@ -156,6 +156,7 @@ def report_of_suite(name: str, flags: list[str], console: Console) -> int:
     add_source_flags(parser, name)
     asked = parser.parse_args(flags)
     check_file("--html", asked.html)
+    check_folder("--html", asked.html.parent)  # where it takes the place of an older one
     from .report import write_report
 
     write_report(asked.html, name, SUITES[name](), inspect.getdoc(SUITES[name]) or "", *where_from(name, asked))

@@ -29,7 +29,7 @@ def compare(first: Path, second: Path) -> list[Sheet]:
 def read(directory: Path) -> dict[str, dict[str, Any]]:
     """config, results and metrics of a run, flat."""
     try:
-        config = read_record(directory / "config.json", "experiment", "versions")
+        config = read_record(directory / "config.json", experiment=dict, versions=dict)
         experiment = flat({key: value for key, value in config["experiment"].items() if key not in OWN})
         versions = flat({"version": config["versions"]})
         lines = read_metrics(directory / "metrics.jsonl")
@@ -46,7 +46,7 @@ def read(directory: Path) -> dict[str, dict[str, Any]]:
         "return": summary.get("return"),
         "episodes": len(summary.get("episode_returns", ())) or None,
         "agent steps": summary.get("agent_steps", step),
-        "gradient steps": summary.get("gradient_steps", lines[-1]["gradient_step"] if lines else 0),
+        "gradient steps": summary.get("gradient_steps", lines[-1].get("gradient_step") if lines else 0),
         "steps per second": summary.get("steps_per_second"),
         "peak memory, bytes": summary.get("peak_memory_bytes"),
     }

@@ -100,7 +100,7 @@ def head(name: str, suite: Suite, source: str, rows: Sequence[Row]) -> str:
     said = "".join(f"<p>{escape(part)}</p>" for part in paragraphs if part)
     return (
         f'<header><h1>{escape(name)}</h1>{said}<dl class="facts">{told}</dl>'
-        f'<p class="soft">Run by <code>{escape(command(name, suite, rows))}</code>, written by '
+        f'<p class="soft">Runs: <code>{escape(command(name, suite, rows))}</code>, written by '
         f"<code>resprout bench report {escape(name)}</code>. Intervals are of {LEVEL:.0%}, by a bootstrap over runs within each task: "
         "they say how well these runs pin down a figure on these tasks.</p></header>\n"
     )

@@ -75,11 +75,11 @@ def is_finished(run: Run) -> bool:
     config, summary = run.directory / "config.json", run.directory / "summary.json"
     if not config.exists():
         return False
-    if read_record(config, "digest")["digest"] != run.experiment.digest():
+    if read_record(config, digest=str)["digest"] != run.experiment.digest():
         raise ValueError(f"{run.directory} holds a run of another experiment; give another --out")
     if not summary.exists():
         return False
-    steps = read_record(summary, "agent_steps")["agent_steps"]
+    steps = read_record(summary, agent_steps=int)["agent_steps"]
     if steps < run.experiment.steps and not (run.directory / "replay").exists():
         raise ValueError(
             f"{run.directory} was finished at {steps} agent steps without --keep-replay; give another --out"
@@ -219,7 +219,7 @@ def last_words(log: Path, code: int, said_before: int) -> str:
 
 def final_return(directory: Path) -> float:
     """Mean return of the last evaluation; NaN if there was none."""
-    value = read_record(directory / "summary.json", "return")["return"]
+    value = read_record(directory / "summary.json").get("return")
     return float("nan") if value is None else float(value)
 
 

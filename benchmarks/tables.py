@@ -1,6 +1,7 @@
 """Tables of a suite: interquartile means, means by task, paired differences, and published figures beside ours."""
 
 import dataclasses
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -28,7 +29,7 @@ from .stats import (
 from .suites import Budget, Suite
 
 PAIRS = "Differences of paired seeds, in the same unit"
-TRAINING_PAIRS = "The same of the training episodes in the last tenth of each run, on a scale of their own"
+TRAINING_PAIRS = "Differences of paired seeds, of the training episodes in the last tenth of each run"
 
 # arm -> task -> seed -> mean return of the last evaluation, or while training
 Returns = dict[str, dict[str, dict[int, float]]]
@@ -258,7 +259,8 @@ def pairs_sheets(suite: Suite, scores: Returns, tasks: Sequence[str], training: 
     made = [differences_sheet(suite, scores, tasks, PAIRS)]
     tasks = [task for task in tasks if any(by_task[task] for by_task in training.values())]
     with suppress(ValueError):  # no arm has a positive return on every task
-        made.append(differences_sheet(suite, to_scores(suite, training, tasks, {})[0], tasks, TRAINING_PAIRS))
+        scores, unit = to_scores(suite, training, tasks, {})
+        made.append(differences_sheet(suite, scores, tasks, f"{TRAINING_PAIRS}: {unit}"))
     return [sheet for sheet in made if sheet]
 
 
@@ -349,7 +351,7 @@ def beside(
 
 
 def command(name: str, suite: Suite, rows: Sequence[Row]) -> str:
-    """The shell command of which these rows are runs."""
+    """The shell command of which these rows are the runs, or "some runs of" it."""
     at_laptop = all(row.digest == ours(suite, row).digest() for row in rows)
     budget: Budget = "laptop" if at_laptop else "paper"
     chosen: dict[str, tuple[Sequence[Any], Iterable[Any]]] = {
@@ -359,7 +361,9 @@ def command(name: str, suite: Suite, rows: Sequence[Row]) -> str:
         "--seeds": (sorted({row.seed for row in rows}), suite.seeds_of(budget)),
     }
     flags = [" ".join([flag, *map(str, given)]) for flag, (given, usual) in chosen.items() if given != list(usual)]
-    return " ".join([f"resprout bench run {name}", *["--budget paper"] * (not at_laptop), *flags])
+    line = " ".join([f"resprout bench run {name}", *["--budget paper"] * (not at_laptop), *flags])
+    whole = math.prod(len(given) for given, _ in list(chosen.values())[1:])
+    return line if len(rows) == whole else f"some runs of {line}"
 
 
 def rows_sheet(rows: Sequence[Row], returns: Returns) -> Sheet:

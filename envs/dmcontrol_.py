@@ -151,7 +151,7 @@ class _PixelEnv:
             vars(env).update(state["env"])
             vars(env.task).update(state["task"])
             _redraw_terrain(env.physics)
-        self._observation, self._elapsed = snapshot["observation"].copy(), snapshot["elapsed"].copy()
+        self._observation, self._elapsed = held(snapshot["observation"].copy()), snapshot["elapsed"].copy()
         return self._observation
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 """The command line as a stranger meets it: help, bad input, evaluation, video, lists."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from resprout.training import PRESETS
+from resprout.agents import DQN
+from resprout.training import PRESETS, Experiment, train
 from resprout.training import __main__ as command_line
 from resprout.training.experiment import AGENTS
 
@@ -172,6 +174,7 @@ def damaged(directory: Path, name: str, text: str | bytes) -> None:
         ("summary.json", "[1]", ["bench", "compare"], "summary.json is damaged (no object)"),
         ("metrics.jsonl", '{"a": 1}\n', ["bench", "compare"], "metrics.jsonl is damaged (a line without a step)"),
         ("metrics.jsonl", "nonsense\n", ["bench", "compare"], "metrics.jsonl is damaged"),
+        ("metrics.jsonl", '{"step": 5}\n', ["bench", "compare"], ""),
     ],
 )
 def test_what_is_damaged_is_named_in_one_line(
@@ -205,7 +208,7 @@ def test_a_config_without_a_digest_is_damaged(
     del config["digest"]
     damaged(copy, "config.json", json.dumps(config))
     assert command_line.dispatch(["train", "--resume", str(copy), "--steps", "1600"]) == 2
-    assert "config.json is damaged (it has no digest)" in capfd.readouterr().err
+    assert "config.json is damaged (its digest is null)" in capfd.readouterr().err
 
 
 def test_a_finished_run_without_checkpoints_is_not_begun_anew(
@@ -218,6 +221,37 @@ def test_a_finished_run_without_checkpoints_is_not_begun_anew(
     assert command_line.dispatch(["train", "--resume", str(copy), "--steps", "1600"]) == 2
     assert "has lost its checkpoints: begin anew in another --out" in capfd.readouterr().err
     assert ((copy / "metrics.jsonl").read_bytes(), (copy / "summary.json").read_bytes()) == before
+
+
+@pytest.mark.parametrize(
+    ("checkpoint_every", "end", "message"),
+    [(0, 300, ""), (200, 201, ""), (200, 202, "has lost its checkpoints"), (200, 300, "has lost its checkpoints")],
+)
+def test_a_saved_replay_of_more_than_a_first_checkpoint_means_that_one_is_lost(
+    checkpoint_every: int, end: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two environments, whose first checkpoint comes at 200 or 201 agent steps."""
+    experiment = Experiment(
+        agent=DQN(warmup=50, capacity=500, hidden=(8,)),
+        env="minatar/Breakout",
+        num_envs=2,
+        steps=400,
+        save_replay=True,
+        checkpoint_every=checkpoint_every,
+        out=str(tmp_path / "run"),
+    )
+    train(dataclasses.replace(experiment, steps=60), quiet=True)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "summary.json").unlink()
+    (segment,) = (each for each in (tmp_path / "run" / "replay").iterdir() if each.is_dir())
+    segment.rename(
+        segment.with_name(segment.name.partition("-")[0] + f"-{end:0{len(segment.name.partition('-')[2])}d}")
+    )
+    if message:
+        with pytest.raises(ValueError, match=message):
+            train(experiment, resume=tmp_path / "run", quiet=True)
+    else:
+        assert train(experiment, resume=tmp_path / "run", quiet=True).summary["agent_steps"] == 400
 
 
 def test_all_seeds_are_looked_at_before_one_goes_on(
@@ -233,7 +267,7 @@ def test_all_seeds_are_looked_at_before_one_goes_on(
     assert "s1/config.json is damaged" in said and said.count("\n") == 1 and sorted(tmp_path.rglob("*")) == before
     damaged(tmp_path, "seeds.json", "{}")
     assert command_line.dispatch(["train", "--resume", str(tmp_path), "--steps", "1600"]) == 2
-    assert "seeds.json is damaged (it has no seeds)" in capfd.readouterr().err
+    assert "seeds.json is damaged (its seeds is null)" in capfd.readouterr().err
 
 
 def test_errors_are_said_whatever_the_encoding_of_the_output() -> None:

@@ -155,7 +155,9 @@ def test_every_family_lists_ids_that_can_be_made():
     assert "gym/ALE/Breakout-v5" in listed["gym"] and "gym/HalfCheetah-v2" not in listed["gym"]
 
 
-@pytest.mark.parametrize("env_id", ["atari/Pong", "mujoco/Hopper-v5", "gym/Pendulum-v1", "minatar/Breakout"])
+@pytest.mark.parametrize(
+    "env_id", ["atari/Pong", "mujoco/Hopper-v5", "gym/Pendulum-v1", "minatar/Breakout", "changing/Hopper-physics@2"]
+)
 def test_what_is_written_into_an_observation_changes_no_environment(env_id):
     """It fails where the environment reads the array again."""
     written, left = make(env_id), make(env_id)
@@ -167,6 +169,8 @@ def test_what_is_written_into_an_observation_changes_no_environment(env_id):
             observations[-1][0][...] = 0
         pair = written.step(action), left.step(action)
         np.testing.assert_array_equal(pair[0].final_observation, pair[1].final_observation)
+        kept = [(env.snapshot() or {}).get("observation") for env in (written, left)]
+        np.testing.assert_array_equal(*kept)
         observations.append((pair[0].observation, pair[1].observation))
 
 

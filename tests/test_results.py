@@ -361,7 +361,7 @@ def test_training_returns_are_those_of_the_last_tenth(real):
     returns = tables.training_returns(TINY, [row, other], points)
     assert returns == {"a": {FIRST: {0: 3.0}, SECOND: {}}, "b": {FIRST: {0: 4.0}, SECOND: {}}}
     _, training = tables.pairs_sheets(TINY, tables.returns_of(TINY, [row, other], points), [FIRST], returns)
-    assert training.title == tables.TRAINING_PAIRS and training.lines[0][2] == "1.000"
+    assert training.title == f"{tables.TRAINING_PAIRS}: return" and training.lines[0][2] == "1.000"
     assert tables.training_returns(dataclasses.replace(TINY, fresh="b"), [row, other], points) == {}
 
 
@@ -508,6 +508,7 @@ def test_the_command_of_rows_asks_for_these_runs_and_no_others(real):
         for seed in (0, 1, 2)
     ]
     assert tables.command("tiny", TINY, every) == "resprout bench run tiny"
+    assert tables.command("tiny", TINY, every[1:]) == "some runs of resprout bench run tiny"
     some = [each for each in every if each.task == FIRST and each.seed != 1]
     assert tables.command("tiny", TINY, some) == f"resprout bench run tiny --tasks {FIRST} --seeds 0 2"
     longer = [dataclasses.replace(each, agent_steps=170) for each in every if each.arm == "b"]

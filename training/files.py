@@ -6,16 +6,22 @@ from pathlib import Path
 from typing import Any
 
 
-def read_record(path: Path, *keys: str) -> dict[str, Any]:
-    """The JSON object in a file. ValueError, in one line that names it, unless it is one with these keys; OSError if it is not there."""
+def read_record(path: Path, **keys: Any) -> dict[str, Any]:
+    """The JSON object in a file. ValueError, in one line that names it, unless it is one with these keys, of these types.
+
+    OSError if there is no such file.
+    """
     try:
         record = json.loads(path.read_text())
     except ValueError as error:  # no JSON, or no text
         raise ValueError(f"{path} is damaged ({error})") from None
-    missing = [key for key in keys if not isinstance(record, dict) or key not in record]
-    if missing or not isinstance(record, dict):
-        raise ValueError(f"{path} is damaged (it has no {missing[0]})" if missing else f"{path} is damaged (no object)")
-    return record
+    wrong = "no object" if not isinstance(record, dict) else None
+    for key, kind in () if wrong else keys.items():
+        if not isinstance(record.get(key), kind):
+            wrong = f"its {key} is {json.dumps(record.get(key))}"
+    if wrong:
+        raise ValueError(f"{path} is damaged ({wrong})")
+    return record  # type: ignore[no-any-return]
 
 
 def check_folder(what: str, folder: Path) -> None:
@@ -31,9 +37,12 @@ def check_folder(what: str, folder: Path) -> None:
 
 
 def check_file(what: str, path: Path) -> None:
-    """ValueError, in one line, unless a file can be written there: in a folder that exists."""
+    """ValueError, in one line, unless a file can be written there: one that exists, or in a folder that does."""
     if path.is_dir():
         raise ValueError(f"{what} {path} is a directory")
     if not path.parent.is_dir():
         raise ValueError(f"{what} {path}: there is no folder {path.parent}")
-    check_folder(what, path.parent)
+    if not path.exists():
+        check_folder(what, path.parent)
+    elif not os.access(path, os.W_OK):
+        raise ValueError(f"{what} {path} cannot be written to")

@@ -377,7 +377,7 @@ class Run:
         self._open(metrics_bytes=0)
 
     def resume(self) -> None:
-        saved = read_record(self.directory / "config.json", "digest", "versions")
+        saved = read_record(self.directory / "config.json", digest=str, versions=dict)
         if saved["digest"] != self.experiment.digest():
             raise ExperimentError(f"{self.directory} is a run of another experiment")
         self._lock()
@@ -388,11 +388,10 @@ class Run:
             self.say(f"devices were {before} and are {self.shared_by}: the run may round otherwise from here on")
         checkpoints = self.directory / "checkpoints"
         if not any(checkpoints.glob("[0-9]*")):
-            saved_replay = segments(self.directory / "replay") if self.experiment.save_replay else []
-            more = (
-                bool(saved_replay) and span(saved_replay[-1])[1] > self.experiment.checkpoint_every
-            )  # than of a first one
-            if more or (self.directory / "summary.json").exists():
+            experiment, written = self.experiment, segments(self.directory / "replay")
+            first = experiment.checkpoint_every  # a kill may come between its transitions and itself
+            lost = first and experiment.save_replay and written and span(written[-1])[1] >= first + experiment.num_envs
+            if lost or (self.directory / "summary.json").exists():
                 raise ExperimentError(f"{self.directory} has lost its checkpoints: begin anew in another --out")
             self.say(f"{self.directory} has no checkpoint yet: starting from the beginning")
             self.training = self.fresh()

@@ -94,7 +94,7 @@ def train_seeds(
     if not resume and any(_begun(own) for own in each):
         raise ExperimentError(f"{out} has these seeds already; go on with --resume {out}, or give another --out")
     for own in each:
-        if _begun(own) and read_record(Path(str(own.out), "config.json"), "digest")["digest"] != own.digest():
+        if _begun(own) and read_record(Path(str(own.out), "config.json"), digest=str)["digest"] != own.digest():
             raise ExperimentError(f"{own.out} is a run of another experiment")
         _is_finished(own)  # says what is wrong with its summary
     processes.meet()
@@ -153,7 +153,7 @@ def _note(out: Path, each: Sequence[Experiment]) -> None:
 def read_seeds(out: Path) -> tuple[int, ...] | None:
     """The seeds of a directory of several; None if it is none."""
     path = out / "seeds.json"
-    return tuple(read_record(path, "seeds")["seeds"]) if path.exists() else None
+    return tuple(read_record(path, seeds=list)["seeds"]) if path.exists() else None
 
 
 def _begun(experiment: Experiment) -> bool:
@@ -288,11 +288,11 @@ def _start(experiment: Experiment, core: int | None) -> subprocess.Popen[bytes]:
 
 def _is_finished(experiment: Experiment) -> bool:
     summary = Path(str(experiment.out), "summary.json")
-    return summary.exists() and bool(read_record(summary, "agent_steps")["agent_steps"] >= experiment.steps)
+    return summary.exists() and bool(read_record(summary, agent_steps=int)["agent_steps"] >= experiment.steps)
 
 
 def _return(experiment: Experiment) -> str:
-    value = read_record(Path(str(experiment.out), "summary.json"), "return")["return"]
+    value = read_record(Path(str(experiment.out), "summary.json")).get("return")
     return "not evaluated" if value is None else f"{np.float64(value):.1f}"
 
 
