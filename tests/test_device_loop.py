@@ -227,7 +227,7 @@ def test_the_loop_is_chosen_by_the_environment(tmp_path: Path, monkeypatch: pyte
     for changes, said in (
         ({"count_draws": True}, "kept on the host"),
         ({"agent": dataclasses.replace(SMALL, n_step=3, warmup=1)}, "before a transition is complete"),
-        ({"agent": dataclasses.replace(SMALL, capacity=10**12), "steps": 10**12}, "does not fit on the device"),
+        ({"agent": dataclasses.replace(SMALL, capacity=2**31 - 1), "steps": 2**31 - 1}, "does not fit on the device"),
     ):
         assert not on_device(small(tmp_path, **changes), cart)
         with pytest.raises(ExperimentError, match=f"--loop device: .*{said}"):

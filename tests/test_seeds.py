@@ -227,14 +227,14 @@ def test_seeds_that_cannot_be(text: str, said: str) -> None:
         ),
         ({"env": "gym/CartPole-v1"}, {"devices": 2}, "that of gym/CartPole-v1 is on the host"),
         (
-            {"agent": dataclasses.replace(SMALL, capacity=10**12), "steps": 10**12, "loop": "host"},
+            {"agent": dataclasses.replace(SMALL, capacity=2**31 - 1), "steps": 2**31 - 1, "loop": "host"},
             {"mode": "vmap"},
             "replays of 2 seeds: .*cannot fit",
         ),
         ({"interventions": ("adaptive_replay_ratio",)}, {"mode": "vmap"}, "a replay ratio of its own"),
         ({}, {"mode": "processes", "devices": 2}, "leave out --seeds-mode processes"),
         ({}, {"mode": "vmap", "devices": 5}, "--devices must be 1 to"),
-        ({"agent": dataclasses.replace(SMALL, capacity=10**12), "steps": 10**12, "loop": "device"}, {}, "does not fit"),
+        ({"agent": dataclasses.replace(SMALL, capacity=2**31 - 1), "steps": 2**31 - 1, "loop": "device"}, {}, "does not fit"),
     ],
     ids=lambda value: "",
 )
