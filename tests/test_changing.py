@@ -157,7 +157,8 @@ def test_a_suite_of_changing_tasks_end_to_end(tmp_path: Path) -> None:
     suite = SUITES["changing"]()
     task, steps = "changing/CartPole-physics@25000", 1_000
     short = "changing/CartPole-physics@250"
-    small = dataclasses.replace(suite, tasks=(short,), steps={"laptop": steps, "paper": steps}, width=25)
+    arms = {arm: dataclasses.replace(each, log_every=5) for arm, each in suite.arms.items()}
+    small = dataclasses.replace(suite, arms=arms, tasks=(short,), steps={"laptop": steps, "paper": steps}, width=25)
     assert task in suite.tasks
     every = runner.runs(small, ["dqn", "fresh"], [short], [0, 1], steps, tmp_path / "out")
     console = Console(file=io.StringIO(), width=200)

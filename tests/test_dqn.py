@@ -528,7 +528,7 @@ def test_augment_scales_pixels_before_it_brightens_them():
 )
 def test_both_observations_are_augmented_and_independently(config, differs):
     """With one action, no reward and no discount the error is what the augmentations differ by."""
-    space = replace(IMAGES, action_size=1)
+    space = replace(IMAGES, observation_shape=(16, 16, 2), action_size=1)
     batch = random_batch(space)
     batch = batch.replace(next_observation=batch.observation, reward=jnp.zeros(8), discount=jnp.ones(8))
     agent = replace(config, hidden=()).build(space)

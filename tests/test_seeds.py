@@ -234,7 +234,11 @@ def test_seeds_that_cannot_be(text: str, said: str) -> None:
         ({"interventions": ("adaptive_replay_ratio",)}, {"mode": "vmap"}, "a replay ratio of its own"),
         ({}, {"mode": "processes", "devices": 2}, "leave out --seeds-mode processes"),
         ({}, {"mode": "vmap", "devices": 5}, "--devices must be 1 to"),
-        ({"agent": dataclasses.replace(SMALL, capacity=2**31 - 1), "steps": 2**31 - 1, "loop": "device"}, {}, "does not fit"),
+        (
+            {"agent": dataclasses.replace(SMALL, capacity=2**31 - 1), "steps": 2**31 - 1, "loop": "device"},
+            {},
+            "does not fit",
+        ),
     ],
     ids=lambda value: "",
 )
