@@ -159,14 +159,14 @@ def q_network(config: DQN, spec: Spec) -> QNetwork:
         raise ValueError(f"random_shift needs [H, W, C] observations; {spec.id} has {list(shape)}")
     if config.intensity and torso not in IMAGE_TORSOS:
         raise ValueError(f"intensity needs a torso that reads pixels ({', '.join(IMAGE_TORSOS)}), not {torso}")
-    highest = 1 if is_grid(spec) else 255
-    if config.intensity and highest == 1:
+    if config.intensity and is_grid(spec):
         raise ValueError(f"intensity is for pixels; {spec.id} has cells of 0 or 1")
     if torso == "minatar" and min(shape[:2]) < 3:
         raise ValueError(f"torso minatar needs 3 x 3 cells; {spec.id} has {shape[0]} x {shape[1]}")
     initialiser = INITIALISERS[config.initialiser]
     width = config.width * width_share(config.activation, config.width_matched)
     hidden = config.activation, config.layer_norm
+    highest = 1 if is_grid(spec) else 255
     torsos: dict[str, Callable[[jax.Array], jax.Array]] = {
         "nature": NatureCNN(width, config.padding, initialiser, *hidden, highest),
         "impala": ImpalaResNet(width, initialiser, *hidden, highest),
@@ -186,9 +186,9 @@ def q_network(config: DQN, spec: Spec) -> QNetwork:
 
 def automatic_torso(spec: Spec) -> Torso:
     """The torso that `auto` stands for."""
-    if len(spec.observation_shape) != 3:
-        return "mlp"
-    return "minatar" if is_grid(spec) else "nature"
+    if is_grid(spec):
+        return "minatar"
+    return "nature" if len(spec.observation_shape) == 3 else "mlp"
 
 
 def is_grid(spec: Spec) -> bool:

@@ -22,12 +22,18 @@ RECOVERED = 0.9  # share of the fresh network's gain on a task
 Turns = dict[str, dict[str, dict[int, Array]]]  # arm -> task -> seed -> [turns, PARTS] return, NaN for none
 
 
-def turns_of(rows: Iterable[Row], points: Sequence[Point]) -> Turns:
-    """The curves of runs cut at the changes of their task; a last turn that was not whole is left out."""
+def training_curves(points: Iterable[Point]) -> dict[tuple[str, str, int], dict[int, float]]:
+    """Arm, task, seed -> agent step -> mean return of the training episodes of a part; empty for a run without any."""
     curves: dict[tuple[str, str, int], dict[int, float]] = defaultdict(dict)
     for point in points:
         if point.metric == METRIC:
             curves[point[:3]][point.step] = point.value
+    return curves
+
+
+def turns_of(rows: Iterable[Row], points: Sequence[Point]) -> Turns:
+    """The curves of runs cut at the changes of their task; a last turn that was not whole is left out."""
+    curves = training_curves(points)
     turns: Turns = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         curve, period = curves[row.key[1:]], parse(row.task)[1]

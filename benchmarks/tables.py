@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..training import Experiment
-from .changing import METRIC, Turns, areas, changing_sheets, scaled, turns_of
+from .changing import Turns, areas, changing_sheets, scaled, training_curves, turns_of
 from .published_ import Column, Published, all_mismatches, normalised
 from .results_ import Point, Row, paths, read_curves, read_finished, read_rows
 from .sheet import FEW, Sheet, cells, few, notes_on_pairs, spread, verdict
@@ -55,25 +55,19 @@ def gather(name: str, suite: Suite, out: Path | None, results: Path | None) -> t
     return sorted(rows.values()), [point for point in points if point[:3] in wanted]
 
 
-def check_comparable(rows: Iterable[Row]) -> None:
+def check_comparable(rows: Sequence[Row]) -> None:
     """ValueError, in one line, unless all have one length, one number of evaluation episodes, and one protocol of Atari."""
-    lengths: dict[int, Row] = {}
-    episodes: dict[int, Row] = {}
-    protocols: dict[str, Row] = {}
-    for row in rows:
-        lengths.setdefault(row.agent_steps, row)
-        episodes.setdefault(row.episodes, row)
-        if row.task.startswith("atari/"):
-            protocols.setdefault(row.protocol, row)
-    if len(lengths) > 1:
-        said = ", ".join(f"{row.directory} has {steps}" for steps, row in sorted(lengths.items()))
-        raise ValueError(f"runs of different lengths are not compared: {said} agent steps")
-    if len(episodes) > 1:
-        said = ", ".join(f"{row.directory} has {count}" for count, row in sorted(episodes.items()))
-        raise ValueError(f"runs evaluated at different length are not compared: {said} episodes")
-    if len(protocols) > 1:
-        said = ", ".join(f"{row.directory} is under {protocol}" for protocol, row in sorted(protocols.items()))
-        raise ValueError(f"runs under different Atari protocols are not compared: {said}")
+    check_alike("of different lengths", "has", {row.agent_steps: row for row in reversed(rows)}, " agent steps")
+    check_alike("evaluated at different length", "has", {row.episodes: row for row in reversed(rows)}, " episodes")
+    atari = [row for row in rows if row.task.startswith("atari/")]
+    check_alike("under different Atari protocols", "is under", {row.protocol: row for row in reversed(atari)})
+
+
+def check_alike(what: str, verb: str, examples: Mapping[Any, Row], unit: str = "") -> None:
+    """ValueError, in one line, where `examples`, a row for each value that there is, has several."""
+    if len(examples) > 1:
+        said = ", ".join(f"{row.directory} {verb} {value}" for value, row in sorted(examples.items()))
+        raise ValueError(f"runs {what} are not compared: {said}{unit}")
 
 
 def check_rows(name: str, suite: Suite, rows: Sequence[Row]) -> None:
@@ -102,12 +96,17 @@ def returns_of(suite: Suite, rows: Sequence[Row], points: Sequence[Point]) -> Re
 
     Of tasks that change, the mean return over all turns takes the place of the last evaluation.
     """
-    returns: Returns = {arm: {task: {} for task in suite.tasks} for arm in suite.arms}
     turning = areas(changes(suite, rows, points))
-    for row in rows:
+    measured = (turning.get(row.arm, {}).get(row.task, {}).get(row.seed, row.final_return) for row in rows)
+    return arranged(suite, rows, measured)
+
+
+def arranged(suite: Suite, rows: Iterable[Row], values: Iterable[float]) -> Returns:
+    """A value of each row, NaN for none, under its arm, task and seed; arms in the order of the suite, without a value left out."""
+    returns: Returns = {arm: {task: {} for task in suite.tasks} for arm in suite.arms}
+    for row, value in zip(rows, values, strict=True):
         if row.arm not in returns or row.task not in returns[row.arm]:
             raise ValueError(f"{row.directory}: the suite has no arm {row.arm} on {row.task}")
-        value = turning.get(row.arm, {}).get(row.task, {}).get(row.seed, row.final_return)
         if not np.isnan(value):
             returns[row.arm][row.task][row.seed] = value
     return {arm: by_task for arm, by_task in returns.items() if any(by_task.values())}
@@ -118,16 +117,15 @@ def training_returns(suite: Suite, rows: Sequence[Row], points: Sequence[Point])
 
     An intervention that disturbs the policy is seen throughout its period there, by the last evaluation at one instant of it alone.
     """
-    curves: dict[tuple[str, str, int], dict[int, float]] = defaultdict(dict)
-    for point in points:
-        if point.metric == METRIC and not suite.fresh:
-            curves[point[:3]][point.step] = point.value
-    returns: Returns = {arm: {task: {} for task in suite.tasks} for arm in suite.arms}
-    for row in rows:
+    if suite.fresh:
+        return {}
+    curves = training_curves(points)
+
+    def at_the_end(row: Row) -> float:
         last = [value for step, value in curves[row.key[1:]].items() if step > 0.9 * row.agent_steps]
-        if last:
-            returns[row.arm][row.task][row.seed] = float(np.mean(last))
-    return {arm: by_task for arm, by_task in returns.items() if any(by_task.values())}
+        return float(np.mean(last)) if last else np.nan
+
+    return arranged(suite, rows, map(at_the_end, rows))
 
 
 def changes(suite: Suite, rows: Sequence[Row], points: Sequence[Point]) -> Turns:

@@ -57,10 +57,7 @@ def make(
     backend = _backend(family)
     bare = name.partition("@")[0] if family == "changing" else name  # behind it stands a period
     if bare not in backend.names(family) and not (family == "gym" and ":" in name):
-        close = _nearest(family, name, list(backend.names(family)))
-        if family == "gym" and name.startswith("Panda"):
-            close = "Panda-gym, the extra panda, is not installed, or has no such one"
-        raise EnvError(f"{env_id}: no such environment; {close}")
+        raise EnvError(f"{env_id}: no such environment; {_nearest(family, name, list(backend.names(family)))}")
     env: Env = backend.make(env_id, family, name, num_envs, seed, protocol, training, render)
     return env
 
@@ -88,6 +85,8 @@ def _backend(family: str) -> ModuleType:
 
 
 def _nearest(family: str, name: str, known: list[str]) -> str:
+    if family == "gym" and name.startswith("Panda"):
+        return "Panda-gym, the extra panda, is not installed, or has no such one"
     by_lower = {candidate.lower(): candidate for candidate in known}
     close = difflib.get_close_matches(name.lower(), by_lower, n=4, cutoff=0.5)
     if not close:

@@ -121,6 +121,7 @@ def test_envpools_own_pixels_are_nearly_the_same(tmp_path):
     if done.returncode < 0:
         pytest.skip("EnvPool cannot draw here: its process ended")
     assert done.returncode == 0, done.stderr
+    print(done.stdout)  # with -s: mean and largest difference, and the spread of ours
     means, largest, spreads = np.array([line.split() for line in done.stdout.splitlines()], float).T
     assert len(means) == 5 and spreads.min() > 10
     assert means.max() < 1 and largest.max() < 16

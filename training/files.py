@@ -12,16 +12,19 @@ def read_record(path: Path, **keys: Any) -> dict[str, Any]:
     OSError if there is no such file.
     """
     try:
-        record = json.loads(path.read_text())
+        record: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:  # no JSON, or no text
         raise ValueError(f"{path} is damaged ({error})") from None
-    wrong = "no object" if not isinstance(record, dict) else None
-    for key, kind in () if wrong else keys.items():
-        if not isinstance(record.get(key), kind):
-            wrong = f"its {key} is {json.dumps(record.get(key))}"
+    wrong = ["no object"]
+    if isinstance(record, dict):
+        wrong = [
+            f"its {key} is {json.dumps(record.get(key))}"
+            for key, kind in keys.items()
+            if not isinstance(record.get(key), kind)
+        ]
     if wrong:
-        raise ValueError(f"{path} is damaged ({wrong})")
-    return record  # type: ignore[no-any-return]
+        raise ValueError(f"{path} is damaged ({wrong[0]})")
+    return record
 
 
 def check_folder(what: str, folder: Path) -> None:

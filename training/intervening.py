@@ -178,8 +178,8 @@ def diagnose(
     """Diagnostics of every network on `batch`, "fau/critic" -> () float32, and its dormant units (tau 0.1); pure.
 
     initial: the state that training began with. Churn (Tang & Berseth, 2024; Schaul et al., 2022) is what one gradient
-    step on `other` changes on `batch`, one in which every learner takes part; that step is not kept. persistent: the share of the units dormant at the look before
-    (`earlier`) that still are.
+    step on `other` changes on `batch`, one in which every learner takes part; that step is not kept. persistent: the share of
+    the units dormant at the look before (`earlier`) that still are.
     """
     values: dict[str, jax.Array] = {}
     dormant: Dormant = {}

@@ -55,16 +55,13 @@ def _read(text: str, hint: Any, what: str) -> Any:
         return text
     if origin is tuple:
         return tuple(_read(part, choices[0], what) for part in text.split("+"))
+    if hint not in (bool, int, float, str):
+        raise SpecError(f"{what} cannot be given here")
     try:
-        if hint is bool:
-            return {"true": True, "false": False}[text.lower()]
-        if hint is int and abs(int(text)) >= LIMIT:
-            raise SpecError(f"{what} must be below 2^31, not {text}")
-        if hint in (int, float, str):
-            return hint(text)
-    except SpecError:
-        raise
+        value = {"true": True, "false": False}[text.lower()] if hint is bool else hint(text)
     except (ValueError, KeyError):
         wanted = {bool: "true or false", int: "a whole number", float: "a number"}[hint]
         raise SpecError(f"{what} must be {wanted}, not {text!r}") from None
-    raise SpecError(f"{what} cannot be given here")
+    if hint is int and abs(value) >= LIMIT:
+        raise SpecError(f"{what} must be below 2^31, not {text}")
+    return value
