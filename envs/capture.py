@@ -76,8 +76,7 @@ def restore(environments: Sequence[gymnasium.Env[Any, Any]], captured: dict[str,
                 if not _is_static(attributes[name]):
                     delattr(layer, name)
             for name, node in nodes.items():
-                if node != ["static"]:
-                    setattr(layer, name, _decode(node, data, getattr(layer, name, None)))
+                setattr(layer, name, _decode(node, data, getattr(layer, name, None)))
 
 
 def pack(value: Any) -> dict[str, NDArray[np.uint8]]:

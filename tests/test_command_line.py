@@ -265,6 +265,14 @@ def test_all_seeds_are_looked_at_before_one_goes_on(
     assert command_line.dispatch(["train", "--resume", str(tmp_path), "--steps", "1600"]) == 2
     said = capfd.readouterr().err
     assert "s1/config.json is damaged" in said and said.count("\n") == 1 and sorted(tmp_path.rglob("*")) == before
+    config = json.loads((run_directory / "config.json").read_text())
+    second = dataclasses.replace(Experiment.from_json(config["experiment"]), seed=1)
+    config |= {"experiment": second.to_json(), "digest": second.digest()}
+    damaged(tmp_path / "s1", "config.json", json.dumps(config))
+    damaged(tmp_path / "s1", "summary.json", "{")
+    before = sorted(tmp_path.rglob("*"))
+    assert command_line.dispatch(["train", "--resume", str(tmp_path), "--steps", "1600"]) == 2
+    assert "s1/summary.json is damaged" in capfd.readouterr().err and sorted(tmp_path.rglob("*")) == before
     damaged(tmp_path, "seeds.json", "{}")
     assert command_line.dispatch(["train", "--resume", str(tmp_path), "--steps", "1600"]) == 2
     assert "seeds.json is damaged (its seeds is null)" in capfd.readouterr().err

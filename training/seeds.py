@@ -96,7 +96,6 @@ def train_seeds(
     for own in each:
         if _begun(own) and read_record(Path(str(own.out), "config.json"), digest=str)["digest"] != own.digest():
             raise ExperimentError(f"{own.out} is a run of another experiment")
-        _is_finished(own)  # says what is wrong with its summary
     processes.meet()
 
     def begin() -> None:
