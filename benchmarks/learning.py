@@ -108,7 +108,7 @@ def grouped(curves: list[Curve]) -> dict[tuple[str, str, str], list[Curve]]:
 
 
 def plot(curves: list[Curve], path: Path) -> None:
-    """A row of panels per metric, a column per task; a thin line per seed, a thick one for their mean."""
+    """A row of panels per metric, a column per task, of one task all in a row; a thin line per seed, a thick one for their mean."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
@@ -116,8 +116,9 @@ def plot(curves: list[Curve], path: Path) -> None:
     groups = grouped(curves)
     tasks, metrics = sorted({env for env, *_ in groups}), list(dict.fromkeys(curve.metric for curve in curves))
     agents = sorted({agent for *_, agent in groups})
-    figure = Figure(figsize=(5 * len(tasks), 3.6 * len(metrics) + 0.2 * len(agents)), dpi=110, layout="constrained")
-    panels = FigureCanvasAgg(figure).figure.subplots(len(metrics), len(tasks), squeeze=False)
+    rows, columns = (len(metrics), len(tasks)) if len(tasks) > 1 else (1, len(metrics))
+    figure = Figure(figsize=(5 * columns, 3.6 * rows + 0.2 * len(agents)), dpi=110, layout="constrained")
+    panels = FigureCanvasAgg(figure).figure.subplots(rows, columns, squeeze=False).reshape(len(metrics), len(tasks))
     for (env, metric, agent), members in groups.items():
         axes, colour = panels[metrics.index(metric), tasks.index(env)], f"C{agents.index(agent)}"
         for member in members:
