@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from ..training import Experiment
-from ..training.files import read_record
+from ..training.files import final_return, read_record
 from .progress import SuiteProgress
 from .suites import Budget, Suite
 
@@ -201,7 +201,7 @@ def conclude(run: Run, keep_replay: bool) -> str:
     """What is left to do when a run is finished, and what to say of it."""
     if not (keep_replay or run.experiment.save_replay):
         shutil.rmtree(run.directory / "replay", ignore_errors=True)
-    return f"return {final_return(run.directory):.1f}"
+    return final_return(run.directory)
 
 
 def log_path(run: Run) -> Path:
@@ -215,12 +215,6 @@ def last_words(log: Path, code: int, said_before: int) -> str:
     text = log.read_bytes()[said_before:].decode(errors="replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "it said nothing"
-
-
-def final_return(directory: Path) -> float:
-    """Mean return of the last evaluation; NaN if there was none."""
-    value = read_record(directory / "summary.json").get("return")
-    return float("nan") if value is None else float(value)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import pytest
 from resprout.agents import ACE, DQN
 from resprout.training import Experiment, ExperimentError, checkpoint, placement, train
 from resprout.training.__main__ import dispatch
+from resprout.training.files import final_return
 from resprout.training.metrics import plot_seeds, read_metrics
 from resprout.training.run import Run
 from resprout.training.seeds import parse_seeds, read_seeds, train_seeds
@@ -294,6 +295,12 @@ def test_two_processes_may_draw_a_curve_at_once(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Figure, "savefig", meanwhile)
     assert plot_seeds(tmp_path, each) == tmp_path / "curve.png"
     assert {path.name for path in tmp_path.iterdir()} == {"s0", "s1", "curve.png"}
+
+
+@pytest.mark.parametrize(("value", "said"), [(None, "not evaluated"), (-12.34, "return -12.3"), (7, "return 7.0")])
+def test_what_is_said_of_a_finished_run(value: float | None, said: str, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps({"return": value}))
+    assert final_return(tmp_path) == said
 
 
 def test_a_curve_of_seeds_covers_what_all_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

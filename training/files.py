@@ -27,6 +27,12 @@ def read_record(path: Path, **keys: Any) -> dict[str, Any]:
     return record
 
 
+def final_return(directory: Path) -> str:
+    """What a finished run's last evaluation says: "return 12.3", or "not evaluated" if there was none."""
+    value = read_record(directory / "summary.json").get("return")
+    return "not evaluated" if value is None else f"return {value:.1f}"
+
+
 def check_folder(what: str, folder: Path) -> None:
     """ValueError, in one line, unless it is a directory to write to or can become one."""
     try:

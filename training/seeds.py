@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import numpy as np
 
 from ..envs import EnvSpec
 from . import checkpoint
 from .batched_loop import why_apart
 from .experiment import Experiment, ExperimentError
-from .files import read_record
+from .files import final_return, read_record
 from .metrics import ProgressDisplay, Tracker, plot_seeds
 from .placement import check_memory, describe_replay, lacks_memory, loop_on_device, make_rings
 from .process import prepare_process
@@ -257,7 +256,7 @@ def _train_apart(
                 del running[place]
                 if process.returncode and not received:
                     failed.append(own)
-                told = "failed" if process.returncode else f"return {_return(own)}"
+                told = "failed" if process.returncode else final_return(Path(str(own.out)))
                 say(f"seed {own.seed}: {told}; {out / f's{own.seed}.log'}")
     finally:
         for number, handler in previous.items():
@@ -288,11 +287,6 @@ def _start(experiment: Experiment, core: int | None) -> subprocess.Popen[bytes]:
 def _is_finished(experiment: Experiment) -> bool:
     summary = Path(str(experiment.out), "summary.json")
     return summary.exists() and bool(read_record(summary, agent_steps=int)["agent_steps"] >= experiment.steps)
-
-
-def _return(experiment: Experiment) -> str:
-    value = read_record(Path(str(experiment.out), "summary.json")).get("return")
-    return "not evaluated" if value is None else f"{np.float64(value):.1f}"
 
 
 def _last_line(path: Path) -> str:
