@@ -1,32 +1,49 @@
-"""How far a suite is: runs done and left, and the time that the rest will take, judged by the runs that are finished."""
+"""How far a suite is: runs done and left, and the time that the rest will take, judged by the runs that are finished or at work."""
 
 import datetime
 import heapq
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, NamedTuple, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 
-def time_left(
-    finished: Mapping[str, Sequence[float]], running: Sequence[tuple[str, float]], waiting: Sequence[str], jobs: int
-) -> float | None:
-    """Seconds until all is done; None before the first run is finished.
+class Pace(NamedTuple):
+    """Of a running run, by its newest line of metrics: seconds that a whole one takes at this speed, and that are left."""
 
-    finished: seconds of the runs of each arm; running: (arm, seconds so far); waiting: arms in the order in which `jobs`
-    places take them. A run will take what its arm took on average, or all arms together if none of it is finished yet.
+    whole: float
+    left: float
+
+
+class Running(NamedTuple):
+    arm: str
+    seconds: float  # so far
+    pace: Pace | None = None
+
+
+def time_left(
+    finished: Mapping[str, Sequence[float]], running: Sequence[Running], waiting: Sequence[str], jobs: int
+) -> float | None:
+    """Seconds until all is done; None before a run is finished or has told its pace.
+
+    finished: seconds of the runs of each arm; waiting: arms in the order in which `jobs` places take them. A run takes what
+    its own pace says; or what its arm takes on average, finished or at work; or all arms together if nothing is known of its own.
     """
-    everything = [seconds for arm in finished.values() for seconds in arm]
+    known = {arm: list(seconds) for arm, seconds in finished.items()}
+    for run in running:
+        if run.pace:
+            known.setdefault(run.arm, []).append(run.pace.whole)
+    everything = [seconds for arm in known.values() for seconds in arm]
     if not everything:
         return None
     overall = statistics.mean(everything)
-    expected = {arm: statistics.mean(seconds) for arm, seconds in finished.items() if seconds}
-    busy = [max(expected.get(arm, overall) - seconds, 0.0) for arm, seconds in running]
+    expected = {arm: statistics.mean(seconds) for arm, seconds in known.items() if seconds}
+    busy = [run.pace.left if run.pace else max(expected.get(run.arm, overall) - run.seconds, 0.0) for run in running]
     places = busy + [0.0] * (jobs - len(busy))
     heapq.heapify(places)
     for arm in waiting:
@@ -35,10 +52,10 @@ def time_left(
 
 
 class SuiteProgress:
-    """A live bar on a terminal; elsewhere only the line that every run leaves. Arms are named in the order of `runs`."""
+    """A live bar on a terminal; elsewhere only the line that every run leaves. Arms are named in the order of the runs."""
 
-    def __init__(self, arms: Sequence[str], jobs: int, console: Console) -> None:
-        self.total, self.jobs, self.console = len(arms), jobs, console
+    def __init__(self, arms: Sequence[str], jobs: int, console: Console, pace: Callable[[Any], Pace | None]) -> None:
+        self.total, self.jobs, self.console, self.pace = len(arms), jobs, console, pace
         self.waiting = list(arms)
         self.running: dict[object, tuple[str, float]] = {}  # arm and when it began, by whatever names the run
         self.finished: dict[str, list[float]] = defaultdict(list)
@@ -71,7 +88,8 @@ class SuiteProgress:
         seconds = time.monotonic() - began
         self.ended += 1
         if ok:
-            self.finished[arm].append(seconds)
+            pace = self.pace(run)  # a run that was gone on with took less than a whole one does
+            self.finished[arm].append(max(seconds, pace.whole) if pace else seconds)
         else:
             self.failed += 1
         left = self.left()
@@ -93,7 +111,6 @@ class SuiteProgress:
         if not (self.running or self.waiting):
             return None
         now = time.monotonic()
-        seconds = time_left(
-            self.finished, [(arm, now - began) for arm, began in self.running.values()], self.waiting, self.jobs
-        )
+        running = [Running(arm, now - began, self.pace(run)) for run, (arm, began) in self.running.items()]
+        seconds = time_left(self.finished, running, self.waiting, self.jobs)
         return None if seconds is None else f"about {datetime.timedelta(seconds=round(seconds))}"

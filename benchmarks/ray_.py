@@ -25,7 +25,7 @@ from rich.console import Console
 
 from ..training import Experiment
 from .progress import SuiteProgress
-from .runner import Failure, Run, conclude, last_words, log_path, start, wait
+from .runner import Failure, Run, conclude, last_words, log_path, pace, start, wait
 
 POLL = 0.5  # seconds between looks at the tasks
 CONNECT = 5.0  # seconds within which somebody must answer at the address
@@ -80,7 +80,7 @@ def follow(
     references: dict[Any, Run] = {}
     queued: dict[Run, int] = {}  # length of the log of a run that has said nothing yet
     try:
-        with SuiteProgress([run.arm for run in pending], places, console) as progress:
+        with SuiteProgress([run.arm for run in pending], places, console, pace) as progress:
             for run in pending:
                 log_path(run).parent.mkdir(parents=True, exist_ok=True)
                 log_path(run).touch()

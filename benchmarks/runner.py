@@ -24,10 +24,11 @@ from rich.console import Console
 
 from ..training import Experiment
 from ..training.files import final_return, read_record
-from .progress import SuiteProgress
+from .progress import Pace, SuiteProgress
 from .suites import Budget, Suite
 
 POLL = 0.2  # seconds between looks at the running processes
+TAIL = 65_536  # bytes of a file of metrics in which its last line is whole
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def run_all(pending: Sequence[Run], jobs: int, keep_replay: bool, console: Conso
     failures: list[Failure] = []
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with SuiteProgress([run.arm for run in pending], jobs, console) as progress:
+        with SuiteProgress([run.arm for run in pending], jobs, console, pace) as progress:
             while waiting or running:
                 for place in range(jobs):
                     if waiting and place not in running:
@@ -202,6 +203,18 @@ def conclude(run: Run, keep_replay: bool) -> str:
     if not (keep_replay or run.experiment.save_replay):
         shutil.rmtree(run.directory / "replay", ignore_errors=True)
     return final_return(run.directory)
+
+
+def pace(run: Run) -> Pace | None:
+    """By the last line of its metrics; None while there is none with a speed."""
+    path, steps = run.directory / "metrics.jsonl", run.experiment.steps
+    try:
+        with path.open("rb") as file:
+            file.seek(-min(TAIL, path.stat().st_size), os.SEEK_END)
+            line = json.loads(file.read().split(b"\n")[-2])  # the last may be half written
+        return Pace(steps / line["steps_per_second"], max(steps - line["step"], 0) / line["steps_per_second"])
+    except (OSError, ValueError, LookupError, TypeError, ZeroDivisionError):  # there is none yet, or none of a speed
+        return None
 
 
 def log_path(run: Run) -> Path:
