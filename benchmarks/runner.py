@@ -212,7 +212,8 @@ def pace(run: Run) -> Pace | None:
         with path.open("rb") as file:
             file.seek(-min(TAIL, path.stat().st_size), os.SEEK_END)
             line = json.loads(file.read().split(b"\n")[-2])  # the last may be half written
-        return Pace(steps / line["steps_per_second"], max(steps - line["step"], 0) / line["steps_per_second"])
+        speed = line["steps_per_second"]
+        return Pace(whole=steps / speed, left=max(steps - line["step"], 0) / speed)
     except (OSError, ValueError, LookupError, TypeError, ZeroDivisionError):  # there is none yet, or none of a speed
         return None
 

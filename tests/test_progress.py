@@ -26,13 +26,7 @@ from resprout.training.metrics import ProgressDisplay
         ({"a": [10.0]}, [Running("a", 4.0), Running("a", 1.0)], ["a"], 2, 16.0),  # the first place is free after 6
         ({"a": [10.0], "b": [40.0]}, [], ["a", "b", "c"], 1, 75.0),  # c takes what all take on average, 25
         ({"a": [10.0]}, [], [], 3, 0.0),
-        (
-            {},
-            [Running("a", 50.0, Pace(20.0, 8.0))],
-            ["a"],
-            1,
-            28.0,
-        ),  # the first has not finished, but said how fast it is
+        ({}, [Running("a", 50.0, Pace(20.0, 8.0))], ["a"], 1, 28.0),  # not finished, but it said how fast it is
         ({"a": [10.0]}, [Running("a", 1.0, Pace(20.0, 8.0))], ["a"], 1, 23.0),  # and 15 on average
         ({}, [Running("a", 2.0, Pace(20.0, 8.0)), Running("b", 5.0)], [], 2, 15.0),  # b has said nothing: as a
     ],
