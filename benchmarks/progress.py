@@ -2,6 +2,7 @@
 
 import datetime
 import heapq
+import math
 import statistics
 import time
 from collections import defaultdict
@@ -61,6 +62,7 @@ class SuiteProgress:
         self.finished: dict[str, list[float]] = defaultdict(list)
         self.ended = self.failed = 0
         self.bar: Progress | None = None
+        self.drawn = -math.inf  # when the bar was last brought up to date
         if console.is_terminal and arms:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
             self.bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=console, transient=True)
@@ -97,11 +99,16 @@ class SuiteProgress:
         self.console.print(
             f"[{self.ended}/{self.total}] {run}: {told}, {seconds:.0f} s{rest}", markup=False, soft_wrap=True
         )
-        self.show()
+        self._draw()
 
     def show(self) -> None:
-        """Bring the bar up to date; cheap."""
+        """Bring the bar up to date, once a second however often it is called: each time reads a file of every running run."""
+        if time.monotonic() - self.drawn >= 1:
+            self._draw()
+
+    def _draw(self) -> None:
         if self.bar:
+            self.drawn = time.monotonic()
             left, failed = self.left(), f", {self.failed} FAILED" if self.failed else ""
             note = f"{len(self.running)} running{failed}" + (f", {left} left" if left else "")
             self.bar.update(self.task, completed=self.ended, note=note)

@@ -62,6 +62,22 @@ def test_a_terminal_has_a_bar_as_well():
     assert "1/3" in said and "FAILED" in said and "\x1b[" in said
 
 
+def test_the_bar_reads_every_running_run_once_a_second(monkeypatch):
+    now, read = 100.0, []
+    monkeypatch.setattr("resprout.benchmarks.progress.time.monotonic", lambda: now)
+    console = Console(file=io.StringIO(), width=60, force_terminal=True, highlight=False)
+    with SuiteProgress(["a", "a"], 2, console, read.append) as progress:
+        progress.begin("first", "a")
+        progress.begin("second", "a")
+        for _ in range(5):
+            progress.show()
+        assert read == ["first", "second"]
+        now += 1
+        progress.show()
+        progress.show()
+        assert read == ["first", "second"] * 2
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
