@@ -3,6 +3,7 @@
 python -m resprout.benchmarks.learning runs/*-s? peers/*.json --png curves.png
 python -m resprout.benchmarks.learning benchmarks/results/ace-mujoco-small-curves.csv --png curves.png
 python -m resprout.benchmarks.learning runs/*-s? --metric eval/return dormant/post/tau0/critic --png dormancy.png
+python -m resprout.benchmarks.learning benchmarks/results/redo-minatar-curves.csv --agents dqn-rr4 redo-rr4 --png ratio4.png
 """
 
 import argparse
@@ -85,6 +86,15 @@ def told_apart(curves: list[Curve]) -> list[Curve]:
     return named
 
 
+def only(curves: list[Curve], agents: list[str]) -> list[Curve]:
+    """Those of some agents, as the table names them. ValueError if one is not there."""
+    known = sorted({curve.agent for curve in curves})
+    for agent in agents:
+        if agent not in known:
+            raise ValueError(f"no agent {agent!r}: there are {', '.join(known)}")
+    return [curve for curve in curves if curve.agent in agents]
+
+
 def table(curves: list[Curve]) -> str:
     """One Markdown row per task, metric and agent: the last value of every seed, their mean and range."""
     rows = [
@@ -120,14 +130,13 @@ def plot(curves: list[Curve], path: Path) -> None:
     figure = Figure(figsize=(5 * columns, 3.6 * rows + 0.2 * len(agents)), dpi=110, layout="constrained")
     panels = FigureCanvasAgg(figure).figure.subplots(rows, columns, squeeze=False).reshape(len(metrics), len(tasks))
     for (env, metric, agent), members in groups.items():
-        axes, colour = panels[metrics.index(metric), tasks.index(env)], f"C{agents.index(agent)}"
+        axes, place = panels[metrics.index(metric), tasks.index(env)], agents.index(agent)
+        look = {"color": f"C{place % 10}", "linestyle": ("-", "--", ":")[place // 10 % 3]}
         for member in members:
-            axes.plot(*zip(*member.points, strict=True), color=colour, alpha=0.3, linewidth=1)
+            axes.plot(*zip(*member.points, strict=True), **look, alpha=0.3, linewidth=1)
         steps = sorted(set.intersection(*({step for step, _ in member.points} for member in members)))
         means = [np.mean([dict(member.points)[step] for member in members]) for step in steps]
-        axes.plot(
-            steps, means, color=colour, label=f"{agent}, {len(members)} seed{'s' * (len(members) > 1)}", linewidth=2
-        )
+        axes.plot(steps, means, **look, label=f"{agent}, {len(members)} seed{'s' * (len(members) > 1)}", linewidth=2)
         axes.set(title=env, xlabel="agent steps", ylabel="evaluation return" if metric == RETURN else metric)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(alpha=0.3)
@@ -145,11 +154,16 @@ def main() -> None:
         "runs", type=Path, nargs="+", help="run directories or SUITE-curves.csv of ours, JSON files of peers"
     )
     parser.add_argument("--metric", nargs="+", default=[RETURN], help="names in metrics.jsonl; a peer has returns only")
+    parser.add_argument(
+        "--agents", nargs="+", help="these alone, by the names that the table has for them; all if left out"
+    )
     parser.add_argument("--png", type=Path, help="write the figure here")
     arguments = parser.parse_args()
     try:
         curves = [curve for metric in arguments.metric for path in arguments.runs for curve in read(path, metric)]
         curves = told_apart(curves)
+        if arguments.agents:
+            curves = only(curves, arguments.agents)
     except (OSError, ValueError) as error:
         parser.exit(2, f"{error}\n")
     print(table(curves))

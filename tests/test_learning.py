@@ -5,7 +5,7 @@ import json
 import pytest
 
 from resprout.agents import DQN
-from resprout.benchmarks.learning import Curve, plot, read, table, told_apart
+from resprout.benchmarks.learning import Curve, main, only, plot, read, table, told_apart
 from resprout.training import Experiment
 
 RESULTS = """\
@@ -42,6 +42,27 @@ def test_what_is_not_there_is_said(tmp_path):
     curves.write_text(RESULTS)
     with pytest.raises(ValueError, match="has no srank/critic"):
         read(curves, "srank/critic")
+    with pytest.raises(ValueError, match="no agent 'redo': there are ace, sac"):
+        only(read(curves), ["sac", "redo"])
+
+
+def test_some_agents_of_many(tmp_path, monkeypatch, capsys):
+    curves = tmp_path / "suite-curves.csv"
+    curves.write_text(RESULTS)
+    monkeypatch.setattr("sys.argv", ["learning", str(curves), "--agents", "sac"])
+    main()
+    assert capsys.readouterr().out.splitlines() == [*TABLE.splitlines()[:2], TABLE.splitlines()[-1]]
+
+
+def test_no_two_agents_of_a_figure_look_alike(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path: drawn.append(figure))
+    plot(
+        [Curve(f"a{i:02}", "Hopper-v4", 0, "eval/return", [(1, 0.0), (2, i)], {}) for i in range(20)],
+        tmp_path / "a.png",
+    )
+    means = [line for line in drawn[0].axes[0].lines if not line.get_label().startswith("_")]
+    assert len({(line.get_color(), line.get_linestyle()) for line in means}) == len(means) == 20
 
 
 def test_configurations_of_one_name_are_told_apart_and_no_seed_counts_twice(tmp_path):
