@@ -155,42 +155,42 @@ def redo_minatar() -> Suite:
     """Sokar et al. (2023, arXiv 2302.12902), ReDo and what it was compared with, on MinAtar at replay ratios 1 and 4.
 
     All arms are the preset dqn_minatar. The target follows every 1,000 agent steps at either ratio, as in their code.
-    ReDo recycles at tau 0.1 every 1,000 gradient steps; random recycles as many units, chosen at random; reset draws the output
-    layer and the last hidden one anew every 50,000 gradient steps (100,000, their best, at the paper's budget); decay is
-    their best weight decay, 1e-5 in the gradient before Adam.
+    ReDo recycles at tau 0.1 every 1,000 gradient steps; reset draws the output layer and the last hidden one anew every 50,000
+    gradient steps (100,000, their best, at the paper's budget); decay is their best weight decay, 1e-5 in the gradient before
+    Adam. least and random recycle the same number of units, which their figure 15 compares: a tenth of each layer every 1,000
+    gradient steps, the least active ones or any, falling to none as a cosine does at 90,000 agent steps (4.5 million).
     """
     preset: Any = PRESETS["dqn_minatar"].agent
-    methods = {
-        "dqn": (),
-        "redo": (f"redo:tau=0.1,period=1000,probe=64,{REDO_CODE}",),
-        "reset": ("reset:period=50000,last=2",),
-        "decay": ("weight_decay:lam=1e-5",),
-        "layer_norm": ("layer_norm",),
-        "random": (f"redo:select=random,tau=0.1,period=1000,probe=64,{REDO_CODE}",),
-    }
-    arms = {
-        f"{method}-rr{ratio}": Experiment(
-            agent=dataclasses.replace(preset, replay_ratio=float(ratio), target_period=1_000 * ratio),
-            env=MINATAR[0],
-            interventions=specs,
-            eval_episodes=30,
-            **CONTROL_RUN,
-        )
-        for ratio in (1, 4)
-        for method, specs in methods.items()
-    }
-    later = {
-        arm: dataclasses.replace(each, interventions=("reset:period=100000,last=2",))
-        for arm, each in arms.items()
-        if arm.startswith("reset")
-    }
+
+    def at(reset_every: int, share_until: int) -> Arms:
+        made: Arms = {}
+        for ratio in (1, 4):
+            agent = dataclasses.replace(preset, replay_ratio=float(ratio), target_period=1_000 * ratio)
+            share = f"fraction=0.1,decay=true,period=1000,stop={share_until * ratio},probe=64,{REDO_CODE}"
+            methods = {
+                "dqn": (),
+                "redo": (f"redo:tau=0.1,period=1000,probe=64,{REDO_CODE}",),
+                "reset": (f"reset:period={reset_every},last=2",),
+                "decay": ("weight_decay:lam=1e-5",),
+                "layer_norm": ("layer_norm",),
+                "least": (f"redo:{share}",),
+                "random": (f"redo:select=random,{share}",),
+            }
+            for method, specs in methods.items():
+                made[f"{method}-rr{ratio}"] = Experiment(
+                    agent=agent, env=MINATAR[0], interventions=specs, eval_episodes=30, **CONTROL_RUN
+                )
+        return made
+
+    arms, later = at(50_000, 90_000), at(100_000, 4_500_000)
+    plain = {arm: "dqn-" + arm.rpartition("-")[2] for arm in arms if not arm.startswith("dqn-")}
     return Suite(
         arms=arms,
         tasks=MINATAR,
         seeds=SEEDS,
         steps={"laptop": 200_000, "paper": 5_000_000},  # paper: Young & Tian (2019) on MinAtar
-        baselines={arm: "dqn-" + arm.rpartition("-")[2] for arm in arms if not arm.startswith("dqn-")},
-        paper=later,
+        baselines=plain | {f"random-rr{ratio}": f"least-rr{ratio}" for ratio in (1, 4)},
+        paper={arm: each for arm, each in later.items() if arm.startswith(("reset", "least", "random"))},
         laptop_tasks=THREE_MINATAR,
         laptop_seeds=FIVE,
         evaluations=10,
@@ -202,7 +202,7 @@ def redo_atari() -> Suite:
 
     Dopamine's protocol (sticky actions, whole games), 10 million frames. The target follows every 8,000 agent steps at every
     ratio. ReDo at tau 0.1, at ratio 0.25 0.025, every 1,000 gradient steps. At ratio 1 also a reset of the penultimate layer
-    every 100,000 gradient steps (here with the output layer; at the laptop's budget every 20,000), and weight decay 1e-5. Theirs are
+    every 100,000 gradient steps (here with the output layer; at the laptop's budget every 30,000), and weight decay 1e-5. Theirs are
     returns of training episodes.
     """
     arms: Arms = {}
@@ -212,7 +212,7 @@ def redo_atari() -> Suite:
         tau = 0.025 if ratio == 0.25 else 0.1
         methods: dict[str, tuple[str, ...]] = {"dqn": (), "redo": (f"redo:tau={tau},period=1000,probe=64,{REDO_CODE}",)}
         if ratio == 1:
-            methods |= {"reset": ("reset:period=20000,last=2",), "decay": ("weight_decay:lam=1e-5",)}
+            methods |= {"reset": ("reset:period=30000,last=2",), "decay": ("weight_decay:lam=1e-5",)}
         theirs = {"dqn": "DQN", "redo": "DQN + ReDo", "reset": "DQN + reset", "decay": "DQN + weight decay"}
         for method, specs in methods.items():
             arm, variant = f"{method}-rr{ratio:g}", f"RR {ratio:g}"
@@ -282,7 +282,7 @@ def ace_small_arm(run: dict[str, Any]) -> Experiment[Any]:
 def resets_dmc() -> Suite:
     """Nikishin et al. (2022, arXiv 2205.07802), SAC on ten DeepMind Control tasks, replay ratios 1 and 32, with and without resets.
 
-    Everything is drawn anew every 200,000 agent steps of 2 million; at the laptop's budget every 10,000 of 50,000. jaxrl's SAC:
+    Everything is drawn anew every 200,000 agent steps of 2 million; at the laptop's budget every 15,000 of 50,000. jaxrl's SAC:
     target entropy half the dimension of the action. Resets hurt at ratio 1 and help at 32: both signs are published.
     """
 
@@ -298,7 +298,7 @@ def resets_dmc() -> Suite:
 
     source = ("nikishin_curves", "dmc", "SAC")
     return Suite(
-        arms=at(10_000),
+        arms=at(15_000),
         tasks=NIKISHIN_DMC,
         seeds=SEEDS,
         steps={"laptop": 50_000, "paper": 2_000_000},
@@ -376,10 +376,10 @@ def ace() -> Suite:
     ace: causal weights and resets; weights and reset: one of them; sac: neither, the same networks and delays. Their list of
     tasks is known in part, so these are ours, of MuJoCo, DMC, Meta-World, Adroit and Shadow hand; Panda-gym is an extra, ROBEL not
     to be had. Per-task figures of theirs are not published. Their reset comes every 100,000 gradient steps, at the laptop's
-    budget every 10,000.
+    budget every 15,000.
     """
     run: dict[str, Any] = {"env": "mujoco/Hopper-v4", **CONTROL_RUN}
-    arms = ace_arms(ACE(), run, f"{ACE_RESET},period=10000")
+    arms = ace_arms(ACE(), run, f"{ACE_RESET},period=15000")
     return Suite(
         arms=arms,
         tasks=(
@@ -441,7 +441,7 @@ def arr_dmc() -> Suite:
 
     rr0.5 and rr2 are fixed; arr goes from the first to the second; reset draws actor and critic anew every 100,000 agent steps and keeps
     the encoder; redo recycles in both at tau 0.025 every 1,000 gradient steps (their settings on pixels are not stated). At the
-    laptop's budget resets every 4,000 agent steps, and a check of Adaptive RR every 2,500 instead of 25,000.
+    laptop's budget resets every 3,000 agent steps, and a check of Adaptive RR every 2,500 instead of 25,000.
     """
     actor_and_critic = "learner=actor+critic"
     run: dict[str, Any] = {"env": "dmc-pixels/walker-run", **CONTROL_RUN | {"checkpoint_every": 25_000}}
@@ -456,7 +456,7 @@ def arr_dmc() -> Suite:
         adaptive = f"adaptive_replay_ratio:layers=heads,every={check_every}"
         return made | {"arr": Experiment(agent=DrQv2(), interventions=(adaptive,), **run)}
 
-    arms = at(4_000, 2_500)
+    arms = at(3_000, 2_500)
     variants = {
         f"{method}-rr{ratio}": f"RR {ratio}{added}"
         for ratio in ("0.5", "2")
@@ -582,24 +582,32 @@ def mujoco_v5() -> Suite:
     )
 
 
-# What acts too rarely, or too late, by default for a run of the laptop's budget; every period in gradient steps.
+# What acts too rarely, or too late, by default for a run of the laptop's budget; every period in gradient steps. None of more
+# than 1,000 divides the gradient steps of a run: the last evaluation would be of a network that has just been reset.
 GRID: dict[str, str] = {
     "redo": "tau=0.1,period=1000",
     "reset": "period=20000,last=2",
-    "shrink_and_perturb": "period=10000",
+    "shrink_and_perturb": "period=20000",
     "dormancy_perturb": "period=20000",
     "magnitude_pruning": "start=20000,end=80000",
     "plasticity_injection": "step=40000",
+    "hare_and_tortoise": "period=8000",
+    "elastic_reset": "period=8000",
 }
 
 
 def grid_arms(plain: Experiment[Any], name: str, more: Mapping[str, str]) -> Arms:
-    """Every intervention by itself on one agent; ReGraMa and the random control beside ReDo. more: fields, as in GRID."""
+    """Every intervention by itself on one agent, and ReGraMa beside ReDo. more: fields, as in GRID.
+
+    least and random recycle the same number of units: a tenth of each layer, the least active ones or any, falling to none.
+    """
     fields = GRID | dict(more)
     specs = {method: f"{method}:{fields[method]}" if method in fields else method for method in METHODS}
+    share = "fraction=0.1,decay=true,period=1000,stop=80000"
     specs |= {
         "regrama": f"redo:score=gradient,{GRID['redo']}",
-        "redo_random": f"redo:select=random,{GRID['redo']}",
+        "least": f"redo:{share}",
+        "random": f"redo:select=random,{share}",
         "reset_all": "reset:period=20000",
     }
     return {name: plain, **{each: dataclasses.replace(plain, interventions=(spec,)) for each, spec in specs.items()}}
@@ -614,7 +622,7 @@ def plasticity_grid_dqn() -> Suite:
         tasks=("minatar/Breakout", "minatar/SpaceInvaders"),
         seeds=SEEDS,
         steps={"laptop": 100_000, "paper": 1_000_000},
-        baselines=against(arms, "dqn"),
+        baselines=against(arms, "dqn") | {"random": "least"},
         laptop_seeds=THREE,
         evaluations=10,
     )
@@ -629,7 +637,7 @@ def plasticity_grid_sac() -> Suite:
         tasks=("mujoco/HalfCheetah-v5", "mujoco/Hopper-v5"),
         seeds=SEEDS,
         steps={"laptop": 100_000, "paper": 1_000_000},
-        baselines=against(arms, "sac"),
+        baselines=against(arms, "sac") | {"random": "least"},
         laptop_seeds=THREE,
         evaluations=10,
     )

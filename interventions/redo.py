@@ -51,8 +51,9 @@ def redo(
     period, start, stop: gradient steps, as in `every`. probe: transitions of a fresh draw that are looked at; the paper 64
         on Atari and 256 on MuJoCo.
     score: activation, E|h|; gradient, E|dL/dh| (Liu et al., 2025, arXiv 2505.24061, ReGraMa); utility, E|h| * sum|w_out|.
-    select: lowest scores; random units, the control; highest (the paper's inverted). As many as are dormant, or, where
-        fraction is given, that share of each layer (one unit at least), ties broken at random: arms have equal budgets.
+    select: lowest scores; random units, the control; highest (the paper's inverted). As many as are dormant in this network,
+        which become many times more where they are not the ones recycled; or, where fraction is given, that share of each layer
+        (one unit at least), ties broken at random: for equal budgets of what is compared.
     decay: the fraction falls to 0 at stop as a cosine does (NeuronRecyclerScheduled).
     layers: private, those isolated or only normalised (a norm mixes units, so outputs can change), never a residual
         stream; isolated; all.

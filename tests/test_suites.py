@@ -120,6 +120,10 @@ def test_every_intervention_acts_within_every_budget(name):
                 limits = {"period": updates, "start": updates, "step": updates, "end": updates, "every": steps}
                 for field, limit in limits.items():
                     assert int(values.get(field) or 0) < limit, (budget, arm, intervention.spec)
+                period, stop = int(values.get("period") or 0), int(values.get("stop") or updates)
+                assert period <= 1_000 or updates % period or stop < updates, (
+                    "the last evaluation comes right after a reset"
+                )
 
 
 def test_a_task_may_change_the_agent():
@@ -135,8 +139,14 @@ def test_redo_minatar_differs_from_its_baseline_by_the_intervention_alone():
     suite = SUITES["redo-minatar"]()
     assert {suite.arms[arm].ratio for arm in suite.arms} == {1, 4}
     for arm, baseline in suite.baselines.items():
-        assert suite.arms[arm].interventions and not suite.arms[baseline].interventions
-        assert dataclasses.replace(suite.arms[arm], interventions=()) == suite.arms[baseline]
+        one, other = suite.arms[arm], suite.arms[baseline]
+        assert one.interventions
+        if arm.startswith("random"):  # which units, and nothing else
+            (chosen,), (control,) = one.interventions, other.interventions
+            assert chosen.spec.replace("select=random,", "") == control.spec and "fraction=0.1," in control.spec
+        else:
+            assert other.interventions == ()
+        assert dataclasses.replace(one, interventions=other.interventions) == other
     target = {arm: each.agent.target_period / each.ratio for arm, each in suite.arms.items()}
     assert set(target.values()) == {1_000}  # agent steps
 
