@@ -17,7 +17,10 @@ from .stats import Array, differences, stratified_interval
 
 METRIC = "episode/return"
 PARTS = 10  # of a turn
-RECOVERED = 0.9  # share of the fresh network's gain on a task
+RECOVERED = 0.9  # share of the fresh network's gain in a turn
+LEARNT = (
+    0.5  # what that gain must be, as a share of its return in the turn's first part, for recovery to mean something
+)
 
 Turns = dict[str, dict[str, dict[int, Array]]]  # arm -> task -> seed -> [turns, PARTS] return, NaN for none
 
@@ -85,11 +88,13 @@ def mean(values: Array, axis: int | tuple[int, ...] | None = None) -> Array:
 def recovery(run: Array, fresh: Array) -> Array:
     """[turns]: parts of a turn up to the first whose return is RECOVERED of the way from `fresh`'s first part to its last.
 
-    run, fresh: [turns, parts]. Infinity where no part of the turn reaches it.
+    run, fresh: [turns, parts]. Infinity where no part of the turn reaches it; NaN where `fresh` learns nothing (LEARNT), for that
+    level is noise.
     """
-    first, last = fresh[:, :1], fresh[:, -1:]
-    reached = run >= first + RECOVERED * (last - first)
-    return np.where(reached.any(axis=1), reached.argmax(axis=1) + 1.0, np.inf)
+    first, gain = fresh[:, :1], fresh[:, -1:] - fresh[:, :1]
+    reached = run >= first + RECOVERED * gain
+    parts = np.where(reached.any(axis=1), reached.argmax(axis=1) + 1.0, np.inf)
+    return np.where((gain > 0) & (gain >= LEARNT * abs(first)), parts[:, None], np.nan)[:, 0]
 
 
 def changing_sheets(turns: Turns, arms: Sequence[str], tasks: Sequence[str], fresh: str) -> list[Sheet]:
@@ -123,6 +128,7 @@ def change_sheet(turns: Turns, arms: Sequence[str], task: str, fresh: str) -> Sh
     except ValueError:
         measured, unit = turns, "raw return"
     level = mean(np.stack(list(turns[fresh][task].values())), axis=0)[1:]
+    learnt = np.isfinite(recovery(level, level))
     for arm in arms:
         own, theirs = (
             {seed: float(mean(run[1:])) for seed, run in measured.get(each, {}).get(task, {}).items()}
@@ -132,18 +138,23 @@ def change_sheet(turns: Turns, arms: Sequence[str], task: str, fresh: str) -> Sh
         if not len(gaps[0]):
             continue
         every.append(gaps)
-        waits = np.concatenate([recovery(run[1:], level) for run in turns[arm][task].values()]) * period / PARTS
+        waits = np.concatenate([recovery(run[1:], level)[learnt] for run in turns[arm][task].values()]) * period / PARTS
         interval = stratified_interval(gaps)
         lines.append(
             (
                 *(arm, str(len(gaps[0])), *cells(interval, gaps), verdict(interval, gaps)),
-                *(f"{np.minimum(waits, period).mean():,.0f}", f"{np.isinf(waits).mean():.0%}"),
+                *(
+                    (f"{np.minimum(waits, period).mean():,.0f}", f"{np.isinf(waits).mean():.0%}")
+                    if len(waits)
+                    else ("", "")
+                ),
             )
         )
     columns = ("arm", "pairs", f"return less {fresh}'s", "95 % interval", "", "steps to recover", "not in the turn")
     note = (
         f"Returns are in units of {unit}. "
         f"To recover is to reach {RECOVERED:.0%} of what {fresh} gains in that turn; a turn of {period:,} steps in which that "
-        "does not happen counts whole."
+        f"does not happen counts whole, one in which {fresh} gains less than {LEARNT:.0%} of its first return does not count: "
+        f"{(~learnt).sum()} of {len(learnt)}."
     )
     return Sheet(f"{task}: after a change", columns, lines, (note, *notes_on_pairs(every)))

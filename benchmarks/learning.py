@@ -8,7 +8,6 @@ python -m resprout.benchmarks.learning benchmarks/results/redo-minatar-curves.cs
 
 import argparse
 import itertools
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..training.experiment import CHANGEABLE
+from ..training.files import read_record
 from ..training.metrics import read_metrics
 from .compare import flat, text
 from .results_ import read_curves
@@ -54,15 +54,19 @@ def read(path: Path, metric: str = RETURN) -> list[Curve]:
 
 def read_run(path: Path, metric: str) -> Curve:
     if path.is_dir():
-        experiment = json.loads((path / "config.json").read_text())["experiment"]
+        experiment = read_record(path / "config.json", experiment=dict)["experiment"]
         lines = read_metrics(path / "metrics.jsonl")
         points = [(line["step"], line[metric]) for line in lines if line.get(metric) is not None]
         names = [f"resprout {experiment['agent']['name']}"]
-        names += [spec.partition(":")[0] for spec in experiment.get("interventions", ())]
+        settings = defaultdict(list)
+        for spec in experiment.get("interventions", ()):
+            name, _, fields = spec.partition(":")
+            names.append(name)
+            settings[name].append(fields)
         config = {key: value for key, value in flat(experiment).items() if key not in SAME | CHANGEABLE}
-        config |= {spec.partition(":")[0]: spec.partition(":")[2] for spec in experiment.get("interventions", ())}
+        config |= {name: " and ".join(each) for name, each in settings.items()}
         return Curve(" + ".join(names), experiment["env"].partition("/")[2], experiment["seed"], metric, points, config)
-    data = json.loads(path.read_text())
+    data = read_record(path, peer=str, version=str, env=str, seed=int, curve=list)
     points = [(step, float(np.mean(returns))) for step, returns in data["curve"]] if metric == RETURN else []
     return Curve(f"{data['peer']} {data['version']}", data["env"], data["seed"], metric, points, {})
 

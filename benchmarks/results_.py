@@ -209,13 +209,14 @@ def read_finished(
     """
     if path.suffix == ".csv":
         curves = path.with_name(f"{path.stem}-curves.csv")
-        return read_rows(path), read_curves(curves) if curves.exists() else []
-    rows, points = [], []
-    for arm in arms:
-        for summary in sorted((path / arm).glob("*/s*/summary.json")):
-            row = row_of(summary.parent, name, arm)
-            rows.append(row)
-            points += curve_points(summary.parent, row, width)
+        rows, points = read_rows(path), read_curves(curves) if curves.exists() else []
+    else:
+        rows, points = [], []
+        for arm in arms:
+            for summary in sorted((path / arm).glob("*/s*/summary.json")):
+                row = row_of(summary.parent, name, arm)
+                rows.append(row)
+                points += curve_points(summary.parent, row, width)
     if not rows:
         raise ValueError(f"no finished run in {path}; resprout bench run makes some")
     return rows, points

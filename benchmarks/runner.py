@@ -85,6 +85,8 @@ def is_finished(run: Run) -> bool:
         raise ValueError(
             f"{run.directory} was finished at {steps} agent steps without --keep-replay; give another --out"
         )
+    if steps >= run.experiment.steps + run.experiment.num_envs:  # the last step is one of every environment
+        raise ValueError(f"{run.directory} was finished at {steps} agent steps, which is more; give another --out")
     return bool(steps >= run.experiment.steps)
 
 
@@ -135,8 +137,10 @@ def run_all(pending: Sequence[Run], jobs: int, keep_replay: bool, console: Conso
             console.print(f"stopping {len(running)} runs, each after a checkpoint")
         for _, process, _ in running.values():
             process.send_signal(signal.SIGINT)
-        for _, process, _ in running.values():
+        for run, process, _ in running.values():
             wait(process)
+            if is_finished(run):  # it was over before the signal came
+                conclude(run, keep_replay)
     return failures
 
 

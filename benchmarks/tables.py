@@ -48,6 +48,8 @@ def gather(name: str, suite: Suite, out: Path | None, results: Path | None) -> t
     points = read_curves(curves) if curves and curves.exists() else []
     drawn = {point[:3] for point in points}
     found, fresh = read_finished(out, name, suite.arms, suite.width) if out else ([], [])
+    if not stored and not found:
+        raise ValueError(f"no finished run in {table}; resprout bench run makes some")
     check_rows(name, suite, [*stored, *found])
     rows = {row.key: row for row in [*found, *stored]}
     wanted = {row.key[1:] for row in rows.values()}
@@ -113,7 +115,7 @@ def arranged(suite: Suite, rows: Iterable[Row], values: Iterable[float]) -> Retu
 
 
 def training_returns(suite: Suite, rows: Sequence[Row], points: Sequence[Point]) -> Returns:
-    """Mean return of the training episodes in the last tenth of each run, as `returns_of`; nothing where tasks change.
+    """Mean over the last tenth of each run's curve of returns while training, as `returns_of`; nothing where tasks change.
 
     An intervention that disturbs the policy is seen throughout its period there, by the last evaluation at one instant of it alone.
     """

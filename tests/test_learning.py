@@ -46,6 +46,21 @@ def test_what_is_not_there_is_said(tmp_path):
         only(read(curves), ["sac", "redo"])
 
 
+def test_what_is_no_run_and_no_peer_is_said_in_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    (tmp_path / "peer.json").write_text('{"peer": "peer"}')
+    for name, said in (
+        ("run", "config.json is damaged (its experiment is null)"),
+        ("peer.json", "is damaged (its version is"),
+    ):
+        monkeypatch.setattr("sys.argv", ["learning", str(tmp_path / name)])
+        with pytest.raises(SystemExit, match="2"):
+            main()
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line
+
+
 def test_some_agents_of_many(tmp_path, monkeypatch, capsys):
     curves = tmp_path / "suite-curves.csv"
     curves.write_text(RESULTS)
@@ -82,5 +97,8 @@ def test_configurations_of_one_name_are_told_apart_and_no_seed_counts_twice(tmp_
         "resprout dqn (replay reshuffled)",
     ]
     assert "| 20 | 1, 3 | 2 | 1 to 3 |" in table(every) and "| 20 | 5 | 5 | 5 to 5 |" in table(every)
+    one = run("e", 5.0, interventions=("redo:tau=0", "redo:tau=0.1,score=gradient"))
+    other = run("f", 7.0, interventions=("redo:tau=0.2", "redo:tau=0.1,score=gradient"))
+    assert len({curve.agent for curve in told_apart([*one, *other])}) == 2
     with pytest.raises(ValueError, match="seed 0 of resprout dqn on Breakout is there twice"):
         told_apart([*plain, *run("d", 5.0, steps=100)])

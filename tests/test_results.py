@@ -398,6 +398,10 @@ def test_a_difference_is_shown_by_enough_pairs_on_one_side_of_zero(finish, tmp_p
 def test_what_cannot_be_summed_up_is_one_line_and_the_rest_is_told(finish, tmp_path):
     with pytest.raises(ValueError, match="no finished run"):
         summed_up(tmp_path / "out")
+    results.write_rows(tmp_path / "tiny.csv", [])  # its columns alone
+    for given in ((None, tmp_path), (tmp_path / "tiny.csv", None)):
+        with pytest.raises(ValueError, match=r"no finished run in .*tiny.csv"):
+            tables.gather("tiny", TINY, *given)
     finish("a", FIRST, 0, 0.0)
     finish("b", SECOND, 0, 7.0)
     said = summed_up(tmp_path / "out")

@@ -205,6 +205,34 @@ def test_a_longer_run_needs_the_replay_of_the_shorter_one(tmp_path):
     assert not runner.is_finished(run)
 
 
+def test_a_longer_run_is_no_shorter_one(tmp_path):
+    finish(tmp_path, "a", TINY.tasks[0], 0, 1.0)
+    for steps, num_envs in ((149, 1), (140, 8)):
+        suite = dataclasses.replace(TINY, arms={"a": dataclasses.replace(CARTPOLE, num_envs=num_envs)})
+        (run, *_) = runner.runs(suite, ["a"], TINY.tasks, [0], steps, tmp_path)
+        (run.directory / "config.json").write_text(json.dumps({"digest": run.experiment.digest()}))
+        with pytest.raises(ValueError, match="finished at 150 agent steps, which is more; give another --out"):
+            runner.is_finished(run)
+    (run, *_) = runner.runs(suite, ["a"], TINY.tasks, [0], 145, tmp_path)  # the last step is one of eight environments
+    assert runner.is_finished(run)
+
+
+def test_a_run_that_is_over_when_the_suite_is_stopped_leaves_no_replay(tmp_path, monkeypatch):
+    finish(tmp_path, "a", TINY.tasks[0], 0, 1.0)
+    runs = runner.runs(TINY, ["a"], TINY.tasks[:1], [0, 1], 150, tmp_path)
+    for run in runs:
+        (run.directory / "replay").mkdir(parents=True)
+
+    def stop(progress):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "start", lambda *_: (subprocess.Popen(["true"], stdin=subprocess.PIPE), 0))
+    monkeypatch.setattr(runner.SuiteProgress, "show", stop)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run_all(runs, 2, False, Console(file=io.StringIO()))
+    assert [(run.directory / "replay").exists() for run in runs] == [False, True]
+
+
 def test_a_directory_of_another_experiment_is_refused(tmp_path):
     finish(tmp_path, "a", TINY.tasks[0], 0, 1.0)
     other = dataclasses.replace(TINY, arms={"a": dataclasses.replace(CARTPOLE, num_envs=2)})
