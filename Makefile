@@ -2,7 +2,7 @@
 PYTHON ?= python3
 TRAIN ?= sac --env mujoco/HalfCheetah-v5 --steps 20000 --seed 0
 BENCH ?= --repeats 5
-SUBSET ?= --arms dqn-rr1 redo-rr1 random-rr1 layer_norm-rr1 --tasks minatar/Breakout minatar/SpaceInvaders --seeds 0 1 2 --steps 50000
+SUBSET ?= --arms dqn-rr1 redo-rr1 least-rr1 random-rr1 --tasks minatar/Breakout minatar/SpaceInvaders --seeds 0 1 2 --steps 50000
 SCALING ?= --out runs/scaling
 
 # `python -m` in this folder would put agents/, envs/ ... on the path under names that other packages use.
