@@ -20,7 +20,7 @@ from resprout.training.__main__ import dispatch
 from resprout.training.files import final_return
 from resprout.training.metrics import plot_seeds, read_metrics
 from resprout.training.run import Run
-from resprout.training.seeds import parse_seeds, read_seeds, train_seeds
+from resprout.training.seeds import _note, parse_seeds, read_seeds, train_seeds
 from resprout.training.sharing import share_seeds
 
 from .runs import agent_state, assert_close, assert_equal, comparable, refused
@@ -125,6 +125,19 @@ def test_seeds_of_which_the_first_never_began_go_on(tmp_path: Path, capsys: pyte
     (tmp_path / "s1" / "config.json").write_text(json.dumps({"experiment": small(tmp_path, seed=1).to_json()}))
     assert dispatch(["train", "--resume", str(tmp_path), "--agent.gamma", "0.5"]) == 2
     assert "cannot change agent.gamma (it is 0.99, asked for 0.5)" in capsys.readouterr().err
+
+
+def test_seeds_of_which_none_has_begun_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What they were is then noted beside their numbers: a stop comes while their processes are still starting."""
+    out = tmp_path / "runs"
+    out.mkdir()
+    _note(out, [small(out / f"s{seed}", seed=seed) for seed in (0, 1)])
+    assert dispatch(["train", "--resume", str(out), "--agent.gamma", "0.5"]) == 2
+    assert "cannot change agent.gamma (it is 0.99, asked for 0.5)" in capsys.readouterr().err
+    assert dispatch(["train", "--resume", str(out), "--seeds-mode", "vmap"]) == 0
+    for seed in (0, 1):
+        assert json.loads((out / f"s{seed}" / "summary.json").read_text())["agent_steps"] == 300
+        assert json.loads((out / f"s{seed}" / "config.json").read_text())["experiment"]["seed"] == seed
 
 
 DEVICES = """

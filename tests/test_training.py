@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,27 @@ def test_a_finished_run_goes_on_as_if_it_had_been_longer(env: str, tmp_path: Pat
     resumed = train(longer, resume=tmp_path / "half", quiet=True)
     assert_equal(whole.state, resumed.state)
     assert comparable(tmp_path / "whole") == comparable(tmp_path / "half")
+
+
+def test_a_longer_run_has_the_evaluation_at_the_end_of_the_shorter_one(tmp_path: Path) -> None:
+    """As a run that was so long from the beginning has; the last one of the shorter run came after the owed gradient steps."""
+    changes: dict[str, Any] = {"checkpoint_every": 0, "eval_every": 125, "eval_episodes": 2}
+    train(small(DQN_SMALL, "gym/CartPole-v1", tmp_path / "whole", **changes), quiet=True)
+    train(small(DQN_SMALL, "gym/CartPole-v1", tmp_path / "half", steps=250, **changes), quiet=True)
+    longer = small(DQN_SMALL, "gym/CartPole-v1", tmp_path / "half", **changes)
+    train(longer, resume=tmp_path / "half", quiet=True)
+    assert comparable(tmp_path / "whole") == comparable(tmp_path / "half")
+    evaluated = [line["step"] for line in comparable(tmp_path / "half") if "eval/return" in line]
+    assert 250 in evaluated and len(evaluated) == len(set(evaluated))
+
+
+def test_a_terminal_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No bar goes on, and what a program prints after training is on its standard output still."""
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    before = sys.stdout
+    train(small(DQN_SMALL, "gym/CartPole-v1", tmp_path / "run"))
+    assert sys.stdout is before
+    assert not [thread for thread in threading.enumerate() if "Refresh" in type(thread).__name__]
 
 
 def command(*arguments: str) -> list[str]:

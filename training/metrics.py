@@ -187,7 +187,9 @@ class Tracker:
         elif kind == "wandb":
             import wandb
 
-            self.writer = wandb.init(project="resprout", dir=str(directory), config=config, name=directory.name)
+            name = "/".join(directory.parts[-2:])  # that of one seed of several is s0
+            one_of_several = {"reinit": "create_new"}  # seeds of one process would write into one run
+            self.writer = wandb.init(project="resprout", dir=str(directory), config=config, name=name, **one_of_several)
 
     @staticmethod
     def check(kind: str | None) -> None:
@@ -209,6 +211,12 @@ class Tracker:
             self.writer.close()
         elif self.kind == "wandb":
             self.writer.finish()
+
+
+def say(message: str, quiet: bool = False) -> None:
+    """A line for whoever looks on, where there is no bar."""
+    if not quiet:
+        print(message, file=sys.stderr, flush=True)
 
 
 RATE_SECONDS = 30  # a look at the diagnostics or an evaluation in between does not pass for the speed of training
@@ -258,8 +266,10 @@ class ProgressDisplay:
             self.say(f"step {step}/{self.total}  {note}  {left} left")
 
     def say(self, message: str) -> None:
-        if not self.quiet:
-            print(message, file=sys.stderr, flush=True) if not self.bar else self.console.print(message)
+        if self.bar:
+            self.console.print(message, markup=False, highlight=False, soft_wrap=True)
+        else:
+            say(message, self.quiet)
 
     def close(self) -> None:
         if self.bar:

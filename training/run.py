@@ -40,7 +40,18 @@ from .experiment import Experiment, ExperimentError
 from .files import check_folder, read_record
 from .host_loop import Training, host_loop, learn_owed
 from .intervening import PROBE, labels, no_dormant
-from .metrics import Episodes, MetricsFile, ProgressDisplay, Totals, Tracker, plain, plot_causal_weights, plot_curve
+from .metrics import (
+    Episodes,
+    MetricsFile,
+    ProgressDisplay,
+    Totals,
+    Tracker,
+    plain,
+    plot_causal_weights,
+    plot_curve,
+    read_metrics,
+    say,
+)
 from .placement import (
     check_memory,
     check_networks,
@@ -143,7 +154,7 @@ def evaluate_run(
     prepare_process()
     path, complaints = checkpoint.newest(directory / "checkpoints", with_replay=False)
     for line in complaints:
-        ProgressDisplay(0, 0).say(line)
+        say(line)
     count = 1 if video else min(episodes, EVALUATION_ENVS)
     with closing(make_env(experiment, training=False, num_envs=count, render=video is not None)) as env:
         agent = experiment.build_agent(env.spec)
@@ -161,7 +172,7 @@ def diagnose_run(experiment: Experiment, directory: Path, seed: int = 0) -> dict
     prepare_process()
     path, complaints = checkpoint.newest(directory / "checkpoints")
     for line in complaints:
-        ProgressDisplay(0, 0).say(line)
+        say(line)
     with ExitStack() as stack:
         env = stack.enter_context(closing(make_env(experiment, training=False, num_envs=experiment.num_envs)))
         run = Run(experiment, directory, env, experiment.build_agent(env.spec), (), quiet=True, stack=stack)
@@ -225,8 +236,8 @@ def _train_in(loop: DeviceLoop | BatchedLoop, runs: Sequence["Run"]) -> list[Res
             for run in runs:
                 run.save()
         first.stop_if_interrupted()
+        steps_per_second = first.speed.rate(first.training)
         loop.settle()
-    steps_per_second = first.speed.rate(first.training)
     return [run.finish(steps_per_second) for run in runs]
 
 
@@ -422,6 +433,11 @@ class Run:
         self._write_config()
         self._open(metrics_bytes)
         self.say(f"resumed {self.directory} at agent step {t.agent_step}")
+        if self._evaluation_due() and not any(
+            line["step"] == t.agent_step and "eval/return" in line
+            for line in read_metrics(self.output / "metrics.jsonl")
+        ):
+            self.evaluate()  # the shorter run's last one, which was of its end and is cut off, came in its place
 
     def _lock(self) -> None:
         """Keep every other process out of the directory for as long as this run lasts."""
@@ -542,7 +558,7 @@ class Run:
                 self.diagnose()
         self._control()
         self._refit()
-        if experiment.eval_episodes and self._due(experiment.eval_every) and t.agent_step < experiment.steps:
+        if self._evaluation_due():
             with self.speed.excluded():
                 self.evaluate()
         if experiment.save_replay and t.storage.written - self.saved_transitions >= self.segment:
@@ -588,6 +604,12 @@ class Run:
     def _due(self, every: int) -> bool:
         step = self.training.agent_step
         return every > 0 and step // every != (step - self.env.spec.num_envs) // every
+
+    def _evaluation_due(self) -> bool:
+        """The one at the end of a run comes when everything is learnt, in its summary."""
+        experiment = self.experiment
+        before_end = self.training.agent_step < experiment.steps
+        return bool(experiment.eval_episodes and before_end and self._due(experiment.eval_every))
 
     def write_line(self) -> None:
         self._stop_if_not_finite()
@@ -718,8 +740,8 @@ class Run:
     def say(self, message: str) -> None:
         if self.progress:
             self.progress.say(message)
-        elif not self.quiet:
-            ProgressDisplay(0, 0).say(message)
+        else:
+            say(message, self.quiet)
 
 
 def draw_statistics(histogram: NDArray[np.int64]) -> dict[str, Any]:

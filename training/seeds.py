@@ -25,7 +25,7 @@ from . import checkpoint
 from .batched_loop import why_apart
 from .experiment import Experiment, ExperimentError
 from .files import final_return, read_record
-from .metrics import ProgressDisplay, Tracker, plot_seeds
+from .metrics import Tracker, plot_seeds, say
 from .placement import check_memory, describe_replay, lacks_memory, loop_on_device, make_rings
 from .process import prepare_process
 from .processes import ALONE, Processes
@@ -145,7 +145,11 @@ def _new_directory(experiment: Experiment, seeds: Sequence[int]) -> Path:
 
 
 def _note(out: Path, each: Sequence[Experiment]) -> None:
-    checkpoint.write_atomically(out / "seeds.json", json.dumps({"seeds": [own.seed for own in each]}))
+    note = {
+        "seeds": [own.seed for own in each],
+        "experiment": each[0].to_json(),
+    }  # for when none gets to its config.json
+    checkpoint.write_atomically(out / "seeds.json", json.dumps(note))
 
 
 def read_seeds(out: Path) -> tuple[int, ...] | None:
@@ -232,9 +236,6 @@ def _train_apart(
     received: list[int] = []
     begin()
 
-    def say(message: str) -> None:
-        ProgressDisplay(0, 0, quiet).say(message)
-
     def receive(number: int, frame: Any) -> None:
         received.append(number)
         waiting.clear()
@@ -257,7 +258,9 @@ def _train_apart(
                 if process.returncode and not received:
                     failed.append(own)
                 told = "failed" if process.returncode else final_return(Path(str(own.out)))
-                say(f"seed {own.seed}: {told}; {out / f's{own.seed}.log'}")
+                if process.returncode in (128 + number for number in handled):
+                    told = "stopped"
+                say(f"seed {own.seed}: {told}; {out / f's{own.seed}.log'}", quiet)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
