@@ -108,7 +108,7 @@ def export_minari(past: PastReplay, name: str, **metadata: Any) -> Path:
         parse_dataset_id(name)
     except (ValueError, TypeError):
         raise PastReplayError(f"{name!r} is no name for a Minari data set; one is written [FOLDER/]NAME-v0") from None
-    if (_root() / name).exists():
+    if (_root() / name / "data").exists():  # the folder alone is what a kill may have left
         raise PastReplayError(f"minari:{name} exists already in {_root()}")
     run = past.description
     space = action_space(run)
@@ -135,7 +135,7 @@ def export_minari(past: PastReplay, name: str, **metadata: Any) -> Path:
         storage = MinariStorage.new(temporary, observation_space(run), space, _env_spec(run.env), jpeg_encoding=False)
         storage.update_metadata({"dataset_id": name, "minari_version": minari.__version__, **metadata})
         storage.update_episodes(map(buffer, episodes))
-        (_root() / name).mkdir(parents=True)
+        (_root() / name).mkdir(parents=True, exist_ok=True)
         temporary.rename(_root() / name / "data")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -70,7 +70,7 @@ def last_equal(values: jax.Array, limit: int) -> tuple[jax.Array, jax.Array]:
 def without_repeats(slots: jax.Array, limit: int) -> jax.Array:
     """[B] int32: of equal ones all but the last made -1, so that a scatter's result does not hang on its order."""
     slots = jnp.asarray(slots, jnp.int32)
-    return jnp.where(last_equal(slots, limit)[1], slots, -1)
+    return jnp.where(last_equal(jnp.where(slots < 0, limit, slots), limit + 1)[1], slots, -1)
 
 
 class Steps(NamedTuple):

@@ -295,6 +295,7 @@ def test_what_cannot_be_exported_is_one_line(tmp_path: Path, datasets: Path, cap
     export = ["export", str(tmp_path), "--minari"]
     assert command_line.dispatch([*export, "no version"]) == 2
     assert "'no version' is no name for a Minari data set" in capfd.readouterr().err
+    (datasets / "images-v0").mkdir(parents=True)  # what a kill just before the end leaves
     assert command_line.dispatch([*export, "images-v0"]) == 0
     assert command_line.dispatch([*export, "images-v0"]) == 2
     assert "minari:images-v0 exists already" in capfd.readouterr().err

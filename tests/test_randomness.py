@@ -99,3 +99,9 @@ def test_equal_values_stay_in_their_order(limit):
 def test_of_equal_slots_the_last_stays(slots, limit):
     found = without_repeats(jnp.array(slots), limit)
     assert found.tolist() == [-1 if slot in slots[place + 1 :] else slot for place, slot in enumerate(slots)]
+
+
+def test_padding_between_equal_slots_does_not_keep_both():
+    """With 24 bits for the slot and 8 for the place, -1 and the last slot of the ring have one word."""
+    found = without_repeats(jnp.tile(jnp.array([2**24 - 1, -1]), 128), 2**24)
+    assert found.tolist() == [-1] * 254 + [2**24 - 1, -1]
