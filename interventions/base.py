@@ -117,6 +117,7 @@ class Control(NamedTuple):
     initial: float
     every: int  # agent steps between decisions
     decide: Callable[[PyTree], tuple[PyTree, jax.Array]]
+    window: int | None = None  # agent steps before a decision in which it looks; None for all
 
 
 class Intervention(NamedTuple):

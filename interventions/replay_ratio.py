@@ -34,7 +34,8 @@ def adaptive_replay_ratio(
     most `tolerance` the ratio becomes high and stays. The first is compared with the value of the first gradient step.
 
     Defaults are the code's for DeepMind Control, where an episode has 500 agent steps and every 50th is the window. There the
-    unit is the episode; here it is the agent step, which holds for episodes of any length and any number of environments.
+    unit is the episode; here it is the agent step, which holds for episodes of any length, and for as many environments
+    as `window` has steps.
     The diagnostic is read off the batch just learnt from, after that gradient step (there: before it), of the critic;
     learner=NAME reads another network. layers: names of its layers, or of modules, that are looked at; all if none. Theirs are
     those with ReLU: of DrQ-v2's critic layers=heads. Which of a Q-network's the paper does not say. It costs a forward pass at the gradient steps of the window, nothing at others.
@@ -71,7 +72,7 @@ def adaptive_replay_ratio(
         state = next_plateau(state, mean, tolerance)
         return state, jnp.where(state.high, high, low).astype(jnp.float32)
 
-    return Intervention(init, update, control=Control(low, every, decide), learners=("critic",))
+    return Intervention(init, update, control=Control(low, every, decide, window), learners=("critic",))
 
 
 def next_plateau(state: Plateau, mean: jax.Array, tolerance: float) -> Plateau:

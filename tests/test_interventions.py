@@ -497,6 +497,10 @@ def test_bad_specs_are_one_line_and_create_nothing(spec, message, tmp_path, monk
             "only one of adaptive_replay_ratio, adaptive_replay_ratio can set the replay ratio",
         ),
         (
+            ["--with", "adaptive_replay_ratio:window=7", "--num-envs", "8"],
+            "adaptive_replay_ratio looks at the last 7 agent steps before a check, and 8 environments step over them",
+        ),
+        (
             ["--with", "adaptive_replay_ratio", "--replay-ratio", "2"],
             "adaptive_replay_ratio sets the replay ratio: leave out --replay-ratio",
         ),

@@ -154,6 +154,12 @@ class Experiment(Generic[A]):
             not controls or self.replay_ratio is None,
             f"{''.join(controls)} sets the replay ratio: leave out --replay-ratio",
         )
+        for each in parsed:
+            window = each.control.window if each.control else None
+            check(
+                window is None or self.num_envs <= window,
+                f"{each.name} looks at the last {window} agent steps before a check, and {self.num_envs} environments step over them",
+            )
         parse_sources(self.replay_from, self.agent.batch_size)
 
     @property
