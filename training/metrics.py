@@ -188,8 +188,9 @@ class Tracker:
             import wandb
 
             name = "/".join(directory.parts[-2:])  # that of one seed of several is s0
-            one_of_several = {"reinit": "create_new"}  # seeds of one process would write into one run
-            self.writer = wandb.init(project="resprout", dir=str(directory), config=config, name=name, **one_of_several)
+            self.writer = wandb.init(  # or seeds of one process would write into one run
+                project="resprout", dir=str(directory), config=config, name=name, reinit="create_new"
+            )
 
     @staticmethod
     def check(kind: str | None) -> None:

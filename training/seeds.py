@@ -145,10 +145,8 @@ def _new_directory(experiment: Experiment, seeds: Sequence[int]) -> Path:
 
 
 def _note(out: Path, each: Sequence[Experiment]) -> None:
-    note = {
-        "seeds": [own.seed for own in each],
-        "experiment": each[0].to_json(),
-    }  # for when none gets to its config.json
+    """The experiment is for when none of the seeds gets to its config.json."""
+    note = {"seeds": [own.seed for own in each], "experiment": each[0].to_json()}
     checkpoint.write_atomically(out / "seeds.json", json.dumps(note))
 
 
