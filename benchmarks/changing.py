@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..envs.changing_ import parse, sequence
 from .results_ import Point, Row
@@ -18,9 +19,7 @@ from .stats import Array, differences, stratified_interval
 METRIC = "episode/return"
 PARTS = 10  # of a turn
 RECOVERED = 0.9  # share of the fresh network's gain in a turn
-LEARNT = (
-    0.5  # what that gain must be, as a share of its return in the turn's first part, for recovery to mean something
-)
+LEARNT = 0.5  # share of its return in a turn's first part that it must gain for recovery to mean something
 
 Turns = dict[str, dict[str, dict[int, Array]]]  # arm -> task -> seed -> [turns, PARTS] return, NaN for none
 
@@ -88,13 +87,18 @@ def mean(values: Array, axis: int | tuple[int, ...] | None = None) -> Array:
 def recovery(run: Array, fresh: Array) -> Array:
     """[turns]: parts of a turn up to the first whose return is RECOVERED of the way from `fresh`'s first part to its last.
 
-    run, fresh: [turns, parts]. Infinity where no part of the turn reaches it; NaN where `fresh` learns nothing (LEARNT), for that
-    level is noise.
+    run, fresh: [turns, parts]. Infinity where no part of the turn reaches it.
     """
-    first, gain = fresh[:, :1], fresh[:, -1:] - fresh[:, :1]
-    reached = run >= first + RECOVERED * gain
-    parts = np.where(reached.any(axis=1), reached.argmax(axis=1) + 1.0, np.inf)
-    return np.where((gain > 0) & (gain >= LEARNT * abs(first)), parts[:, None], np.nan)[:, 0]
+    first, last = fresh[:, :1], fresh[:, -1:]
+    reached = run >= first + RECOVERED * (last - first)
+    return np.where(reached.any(axis=1), reached.argmax(axis=1) + 1.0, np.inf)
+
+
+def learnt(fresh: Array) -> NDArray[np.bool_]:
+    """[turns]: whether `fresh`, [turns, parts], gains enough (LEARNT) for the level of `recovery` to be more than noise."""
+    first, gain = fresh[:, 0], fresh[:, -1] - fresh[:, 0]
+    enough: NDArray[np.bool_] = (gain > 0) & (gain >= LEARNT * abs(first))
+    return enough
 
 
 def changing_sheets(turns: Turns, arms: Sequence[str], tasks: Sequence[str], fresh: str) -> list[Sheet]:
@@ -128,7 +132,7 @@ def change_sheet(turns: Turns, arms: Sequence[str], task: str, fresh: str) -> Sh
     except ValueError:
         measured, unit = turns, "raw return"
     level = mean(np.stack(list(turns[fresh][task].values())), axis=0)[1:]
-    learnt = np.isfinite(recovery(level, level))
+    counts = learnt(level)
     for arm in arms:
         own, theirs = (
             {seed: float(mean(run[1:])) for seed, run in measured.get(each, {}).get(task, {}).items()}
@@ -138,7 +142,7 @@ def change_sheet(turns: Turns, arms: Sequence[str], task: str, fresh: str) -> Sh
         if not len(gaps[0]):
             continue
         every.append(gaps)
-        waits = np.concatenate([recovery(run[1:], level)[learnt] for run in turns[arm][task].values()]) * period / PARTS
+        waits = np.concatenate([recovery(run[1:], level)[counts] for run in turns[arm][task].values()]) * period / PARTS
         interval = stratified_interval(gaps)
         lines.append(
             (
@@ -155,6 +159,6 @@ def change_sheet(turns: Turns, arms: Sequence[str], task: str, fresh: str) -> Sh
         f"Returns are in units of {unit}. "
         f"To recover is to reach {RECOVERED:.0%} of what {fresh} gains in that turn; a turn of {period:,} steps in which that "
         f"does not happen counts whole, one in which {fresh} gains less than {LEARNT:.0%} of its first return does not count: "
-        f"{(~learnt).sum()} of {len(learnt)}."
+        f"{(~counts).sum()} of {len(counts)}."
     )
     return Sheet(f"{task}: after a change", columns, lines, (note, *notes_on_pairs(every)))

@@ -25,7 +25,7 @@ from rich.console import Console
 
 from ..training import Experiment
 from .progress import SuiteProgress
-from .runner import Failure, Run, conclude, is_finished, last_words, log_path, pace, start, wait
+from .runner import Failure, Run, conclude, conclude_finished, last_words, log_path, pace, start, wait
 
 POLL = 0.5  # seconds between looks at the tasks
 CONNECT = 5.0  # seconds within which somebody must answer at the address
@@ -108,9 +108,7 @@ def follow(
             for reference in references:
                 ray.cancel(reference)
             over, _ = ray.wait(list(references), num_returns=len(references), timeout=SAVE)
-            for run in [references[reference] for reference in over]:
-                if is_finished(run):  # it was over before the signal came
-                    conclude(run, keep_replay)
+            conclude_finished([references[reference] for reference in over], keep_replay)
     return failures
 
 

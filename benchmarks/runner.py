@@ -137,10 +137,9 @@ def run_all(pending: Sequence[Run], jobs: int, keep_replay: bool, console: Conso
             console.print(f"stopping {len(running)} runs, each after a checkpoint")
         for _, process, _ in running.values():
             process.send_signal(signal.SIGINT)
-        for run, process, _ in running.values():
+        for _, process, _ in running.values():
             wait(process)
-            if is_finished(run):  # it was over before the signal came
-                conclude(run, keep_replay)
+        conclude_finished([run for run, _, _ in running.values()], keep_replay)
     return failures
 
 
@@ -207,6 +206,13 @@ def conclude(run: Run, keep_replay: bool) -> str:
     if not (keep_replay or run.experiment.save_replay):
         shutil.rmtree(run.directory / "replay", ignore_errors=True)
     return final_return(run.directory)
+
+
+def conclude_finished(stopped: Sequence[Run], keep_replay: bool) -> None:
+    """Of runs that were told to stop, those that were over before the signal came."""
+    for run in stopped:
+        if is_finished(run):
+            conclude(run, keep_replay)
 
 
 def pace(run: Run) -> Pace | None:

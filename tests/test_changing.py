@@ -102,16 +102,14 @@ def test_a_large_return_of_one_task_decides_no_comparison() -> None:
 
 
 def test_recovery_is_the_first_part_at_nine_tenths_of_the_fresh_gain() -> None:
-    fresh = np.array([[0, 5, 10], [-10, 0, 10]], float)  # levels 9 and 8
-    run = np.array([[8, 9, 9], [-5, 7, 7.9]])
-    assert changing.recovery(run, fresh).tolist() == [2, np.inf]
+    fresh = np.array([[0, 5, 10], [-10, 0, 10], [4, 4, 4]], float)  # levels 9, 8 and 4
+    run = np.array([[8, 9, 9], [-5, 7, 7.9], [np.nan, 3, 4]])
+    assert changing.recovery(run, fresh).tolist() == [2, np.inf, 3]
 
 
 def test_where_the_fresh_network_learns_nothing_there_is_nothing_to_recover() -> None:
     fresh = np.array([[4, 4, 4], [4, 9, 5.9], [4, 1, 6], [-4, -3, -2], [-4, -3, -2.1], [0, 0, 0], [np.nan, 1, 2]])
-    assert changing.recovery(np.full((7, 3), 10.0), fresh).tolist() == pytest.approx(
-        [np.nan, np.nan, 1, 1, np.nan, np.nan, np.nan], nan_ok=True
-    )
+    assert changing.learnt(fresh).tolist() == [False, False, True, True, False, False, False]
 
 
 def test_the_gap_and_the_time_to_recover_by_hand() -> None:

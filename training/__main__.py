@@ -119,9 +119,10 @@ def train_command(arguments: list[str]) -> int:
     seeds = several_seeds(arguments, resume)
     if resume is not None:
         each = [Path(resume, f"s{seed}") for seed in seeds or ()]  # some may have been stopped before they had begun
-        notes = [Path(resume, "seeds.json")] if seeds else []
-        written = [note for note in [own / "config.json" for own in each] + notes if note.exists()]
-        default = read_config(Path(resume), written[0].relative_to(resume) if written else "config.json")
+        begun = [own for own in each if (own / "config.json").exists()]
+        default = (
+            read_config(begun[0]) if begun else read_config(Path(resume), "seeds.json" if seeds else "config.json")
+        )
         if flag_value(arguments, "--out"):
             raise UsageError(f"--resume goes on in {resume} itself and takes no --out")
         if agent_name not in (None, default.agent_name) or preset_name is not None:
@@ -310,7 +311,7 @@ def one_line(boxed: str) -> str:
     return message + (f" (did you mean {' or '.join(flags[:3])}?)" if flags else "")
 
 
-def read_config(directory: Path, name: str | Path = "config.json") -> Any:
+def read_config(directory: Path, name: str = "config.json") -> Any:
     from .experiment import Experiment
 
     try:
