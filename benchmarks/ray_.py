@@ -248,7 +248,7 @@ def work(experiment: dict[str, Any], needs: Needs) -> None:
         environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 * needs.gpus:.3f}"
     wait_for_release(directory)
     cores = claim_cores(needs.cpus) or sorted(os.sched_getaffinity(0))
-    process, said_before = start(directory, run, cores, environment)
+    process, said_before = start([run], cores, environment)
     try:
         code = wait(process)
     except BaseException:  # the task is cancelled

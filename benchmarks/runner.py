@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,47 +90,73 @@ def is_finished(run: Run) -> bool:
     return bool(steps >= run.experiment.steps)
 
 
+class Batch(tuple[Run, ...]):
+    """What one process trains: a run, or seeds of an arm on a task."""
+
+    def __str__(self) -> str:
+        first, *others = self
+        return f"{first.arm} {first.task} seeds {' '.join(str(run.seed) for run in self)}" if others else str(first)
+
+
+def seeds_together(pending: Sequence[Run]) -> list[Batch]:
+    """The seeds of an arm on a task as one batch, in the order of the first of each."""
+    batches: dict[tuple[str, str], list[Run]] = {}
+    for run in pending:
+        batches.setdefault((run.arm, run.task), []).append(run)
+    return list(map(Batch, batches.values()))
+
+
 class Failure(NamedTuple):
     run: Run
     last_words: str
     log: Path
 
 
-def run_all(pending: Sequence[Run], jobs: int, keep_replay: bool, console: Console) -> list[Failure]:
-    """Run what is pending, at most `jobs` at a time, each on cores of its own; the runs that failed.
+def run_all(
+    pending: Sequence[Run], jobs: int, keep_replay: bool, console: Console, together: bool = False
+) -> list[Failure]:
+    """Run what is pending in at most `jobs` processes at a time, each on cores of its own; the runs that failed.
 
-    A run that crashes, is killed or stops at a NaN is one failure and stops no other; the next call goes on with it.
+    together: the seeds of an arm on a task in one process, which is faster on an accelerator, but stops with any of them.
+    A process that crashes, is killed or stops at a NaN stops no other; the next call goes on with its runs.
     A signal stops all of them, each after a checkpoint; KeyboardInterrupt once they have stopped. If this process is killed they end
     at once, too.
     """
     cores = sorted(os.sched_getaffinity(0))
-    waiting = list(reversed(pending))
-    running: dict[int, tuple[Run, subprocess.Popen[bytes], int]] = {}  # by place: which share of the cores
+    batches = seeds_together(pending) if together else [Batch([run]) for run in pending]
+    waiting = list(reversed(batches))
+    running: dict[int, tuple[Batch, subprocess.Popen[bytes], int]] = {}  # by place: which share of the cores
     failures: list[Failure] = []
+    # Or the first process takes most of the memory of an accelerator.
+    environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ if jobs > 1 else None
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with SuiteProgress([run.arm for run in pending], jobs, console, pace) as progress:
+        arms = [batch[0].arm for batch in batches]
+        with SuiteProgress(arms, jobs, console, lambda batch: pace(batch[0])) as progress:
             while waiting or running:
                 for place in range(jobs):
                     if waiting and place not in running:
-                        run = waiting.pop()
+                        batch = waiting.pop()
                         share = cores[place::jobs] or [cores[place % len(cores)]]
-                        log_path(run).parent.mkdir(parents=True, exist_ok=True)
-                        running[place] = (run, *start(run.directory, run.experiment, share))
-                        progress.begin(run, run.arm)
+                        log_path(batch[0]).parent.mkdir(parents=True, exist_ok=True)
+                        running[place] = (batch, *start([run.experiment for run in batch], share, environment))
+                        progress.begin(batch, batch[0].arm)
                 time.sleep(POLL)
                 progress.show()
-                for place, (run, process, said_before) in list(running.items()):
+                for place, (batch, process, said_before) in list(running.items()):
                     if process.poll() is None:
                         continue
                     wait(process)
                     del running[place]
                     if process.returncode:
-                        failures.append(
-                            Failure(run, last_words(log_path(run), process.returncode, said_before), log_path(run))
-                        )
-                    told = "FAILED" if process.returncode else conclude(run, keep_replay)
-                    progress.end(run, told, ok=not process.returncode)
+                        log = log_path(batch[0])
+                        words = last_words(log, process.returncode, said_before)
+                        failures += [Failure(run, words, log) for run in batch if not is_finished(run)]
+                        conclude_finished(batch, keep_replay)
+                        told = "FAILED"
+                    else:
+                        told = ", ".join(conclude(run, keep_replay) for run in batch)
+                    progress.end(batch, told, ok=not process.returncode)
     finally:
         signal.signal(signal.SIGTERM, previous)
         if running:
@@ -139,23 +165,20 @@ def run_all(pending: Sequence[Run], jobs: int, keep_replay: bool, console: Conso
             process.send_signal(signal.SIGINT)
         for _, process, _ in running.values():
             wait(process)
-        conclude_finished([run for run, _, _ in running.values()], keep_replay)
+        conclude_finished([run for batch, _, _ in running.values() for run in batch], keep_replay)
     return failures
 
 
 def start(
-    directory: Path,
-    experiment: Experiment[Any],
-    cores: list[int],
-    environment: dict[str, str] | None = None,
+    experiments: Sequence[Experiment[Any]], cores: list[int], environment: dict[str, str] | None = None
 ) -> tuple[subprocess.Popen[bytes], int]:
-    """A process that trains one run and ends at the latest when this one does, and the length of its log so far.
+    """A process that trains these and ends at the latest when this one does, and the length of its log so far.
 
     In a session of its own: a Ctrl-C of the terminal does not reach it, only our signal does.
     """
-    task = {"experiment": experiment.to_json(), "cores": cores}
+    task = {"experiments": [experiment.to_json() for experiment in experiments], "cores": cores}
     command = [sys.executable, "-P", "-m", "resprout.benchmarks.runner", json.dumps(task)]
-    path = directory.with_suffix(".log")
+    path = Path(str(experiments[0].out)).with_suffix(".log")
     with path.open("ab") as log:
         process = subprocess.Popen(
             command,
@@ -177,10 +200,11 @@ def wait(process: subprocess.Popen[bytes]) -> int:
 
 
 def work(task: dict[str, Any]) -> None:
-    """What the process does: one run, from its newest checkpoint if it was begun before."""
+    """What the process does: its runs, each from its newest checkpoint if it was begun before."""
     os.sched_setaffinity(0, task["cores"])  # before JAX counts them
     threading.Thread(target=end_with_parent, daemon=True).start()
-    train_one(Experiment.from_json(task["experiment"]))
+    first, *others = map(Experiment.from_json, task["experiments"])
+    train_together([first, *others]) if others else train_one(first)
 
 
 def end_with_parent() -> None:
@@ -199,6 +223,22 @@ def train_one(experiment: Experiment[Any]) -> None:
     saved = names(directory / "checkpoints")
     print(f"from agent step {int(saved[-1].name) if saved else 0} on {platform.node()}", flush=True)
     train(experiment, resume=directory if begun else None, quiet=True)
+
+
+def train_together(experiments: Sequence[Experiment[Any]]) -> None:
+    """Experiments that differ in their seeds alone, side by side, or one after the other where they cannot be."""
+    from ..training.seeds import train_seeds, why_not_together
+
+    first = experiments[0]
+    if reason := why_not_together(first):
+        print(f"{reason}: one seed after the other", flush=True)
+        for experiment in experiments:
+            train_one(experiment)
+        return
+    seeds = [experiment.seed for experiment in experiments]
+    print(f"seeds {' '.join(map(str, seeds))} side by side on {platform.node()}", flush=True)
+    everything = replace(first, out=str(Path(str(first.out)).parent))
+    train_seeds(everything, seeds, mode="vmap", resume=True, quiet=True)
 
 
 def conclude(run: Run, keep_replay: bool) -> str:

@@ -116,13 +116,7 @@ def _mode(experiment: Experiment, mode: Mode, devices: int | None) -> tuple[Mode
 
     EnvError, ExperimentError and the agents' own where something does not fit.
     """
-    with closing(make_env(experiment, training=True, num_envs=experiment.num_envs)) as env:
-        spec, on_device = env.spec, loop_on_device(experiment, env)
-        agent = experiment.build_agent(spec)
-        reason = None if on_device else why_apart(experiment, agent)
-    controls = [each.name for each in experiment.acting if each.control]
-    if controls:
-        reason = f"{controls[0]} gives every seed a replay ratio of its own"
+    reason, spec, on_device = _look(experiment)
     together = mode == "vmap" or devices != 1
     if mode == "processes" and devices != 1:
         raise ExperimentError("--devices shares seeds of one process: leave out --seeds-mode processes")
@@ -135,6 +129,22 @@ def _mode(experiment: Experiment, mode: Mode, devices: int | None) -> tuple[Mode
     if mode == "processes" or reason or (not together and jax.default_backend() == "cpu"):
         return "processes", spec, on_device
     return "vmap", spec, on_device
+
+
+def why_not_together(experiment: Experiment) -> str | None:
+    """Why several seeds of this experiment cannot train in one process; None if they can. Errors as of `train_seeds`."""
+    return _look(experiment)[0]
+
+
+def _look(experiment: Experiment) -> tuple[str | None, EnvSpec, bool]:
+    """As `why_not_together`, what the environments are like, and whether the loop runs on the device."""
+    with closing(make_env(experiment, training=True, num_envs=experiment.num_envs)) as env:
+        spec, on_device = env.spec, loop_on_device(experiment, env)
+        reason = None if on_device else why_apart(experiment, experiment.build_agent(spec))
+    controls = [each.name for each in experiment.acting if each.control]
+    if controls:
+        reason = f"{controls[0]} gives every seed a replay ratio of its own"
+    return reason, spec, on_device
 
 
 def _new_directory(experiment: Experiment, seeds: Sequence[int]) -> Path:
@@ -200,8 +210,8 @@ def _train_together(
         steps = {run.training.agent_step for run in runs}
         if len(steps) > 1:
             raise ExperimentError(
-                f"the seeds in {out} were saved at different agent steps ({', '.join(map(str, sorted(steps)))}): go on "
-                "with --seeds-mode processes"
+                f"the seeds in {out} were saved at different agent steps ({', '.join(map(str, sorted(steps)))}) and can "
+                "go on in processes of their own only"
             )
         try:
             train_on_device(runs, rings, sharding) if rings else train_batched(runs)
