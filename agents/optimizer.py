@@ -1,7 +1,7 @@
-"""Adam with a step count for each row and column of a parameter, so that a part of a network can start afresh."""
+"""Adam with a step count for each row and column of a kernel, so that a part of a network can start afresh."""
 
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> opta
     """
 
     def init(params: PyTree) -> AdamState:
-        size = sum(prod(shape) for leaf in jax.tree.leaves(params) for shape in age_shapes(jnp.shape(leaf)))
+        size = sum(prod(shape) for shapes in age_shapes(params) for shape in shapes)
         return AdamState(jnp.zeros(size, jnp.int32), optax.tree.zeros_like(params), optax.tree.zeros_like(params))
 
     def update(gradient: PyTree, state: AdamState, params: PyTree = None) -> tuple[PyTree, AdamState]:
@@ -55,23 +55,33 @@ def adam(learning_rate: float, eps: float = 1e-8) -> optax.GradientTransformatio
     return optax.chain(scale_by_adam(eps=eps), optax.scale_by_learning_rate(learning_rate))
 
 
-def age_shapes(shape: Shape) -> tuple[Shape, ...]:
-    """Of the ages of a parameter: of its rows (inputs) and of its columns (units), or of every entry of a vector."""
-    return (shape,) if len(shape) < 2 else ((*shape[:-1], 1), (*shape[:-2], 1, shape[-1]))
+def age_shapes(params: PyTree) -> list[tuple[Shape, ...]]:
+    """Of the ages of each parameter: of the rows (inputs) and columns (units) of a kernel, of every entry of any other.
+
+    A kernel is what flax calls so. A bias has no inputs, of an ensemble neither, where it is [members, units].
+    """
+
+    def shapes(path: tuple[Any, ...], leaf: Any) -> tuple[Shape, ...]:
+        shape = jnp.shape(leaf)
+        kernel = len(shape) > 1 and jax.tree_util.keystr(path[-1:], simple=True) == "kernel"
+        return ((*shape[:-1], 1), (*shape[:-2], 1, shape[-1])) if kernel else (shape,)
+
+    return [shapes(path, leaf) for path, leaf in jax.tree.leaves_with_path(params)]
 
 
 def ages_of(state: AdamState) -> list[Ages]:
     """The ages of each parameter, in the order of the leaves."""
-    shapes = [age_shapes(leaf.shape) for leaf in jax.tree.leaves(state.mu)]
+    shapes = age_shapes(state.mu)
     ends = np.cumsum([prod(shape) for group in shapes for shape in group])
     parts = iter(jnp.split(state.ages, ends[:-1].tolist()))
     return [tuple(next(parts).reshape(shape) for shape in group) for group in shapes]
 
 
 def forget_ages(state: AdamState, mask: PyTree) -> AdamState:
-    """Age 0 for the rows and columns that are masked whole; mask: bool, the structure and shapes of the parameters.
+    """Age 0 for the rows and columns of kernels that are masked whole, and for each entry of other parameters.
 
-    An entry masked alone keeps its age: no row or column can hold it. The state may be that of a part of the parameters,
+    mask: bool, the structure and shapes of the parameters. An entry of a kernel masked alone keeps its age: no row or
+    column can hold it. The state may be that of a part of the parameters,
     as optax.masked has it.
     """
     masks = dict(jax.tree.leaves_with_path(mask))

@@ -132,7 +132,7 @@ class Intervention(NamedTuple):
     period: gradient steps; `update` changes nothing at those that it does not divide. 0 if it never does.
     probe: transitions of a fresh uniform draw that `update` reads as context.inputs; None for those just learnt from.
     control: for those that set the replay ratio.
-    due(gradient_step) -> () bool: whether its own schedule lets `update` act; None where it has none.
+    due(learner, context) -> () bool: whether its own schedule lets `update` act now; None where it has none.
     keeps: whether some of the parameters are its own, and no other method may change them.
     remembers: whether `update` keeps count of something at every gradient step, so that nothing may skip one.
     learners: names of those that it acts on; None are all that have a network, and everywhere those without one, too.
@@ -148,7 +148,7 @@ class Intervention(NamedTuple):
     period: int = 1
     probe: int | None = None
     control: Control | None = None
-    due: Callable[[Step], jax.Array] | None = None
+    due: Callable[[Learner, Context], jax.Array] | None = None
     keeps: bool = False
     remembers: bool = False
     learners: tuple[str, ...] | None = None
@@ -251,6 +251,10 @@ def chain(*interventions: Intervention) -> Intervention:
             states.append(own)
         return learner, tuple(states), info
 
+    def due(learner: Learner, context: Context) -> jax.Array:
+        of_each = [inner.due(learner, context) for inner in interventions if inner.due]
+        return jnp.stack(of_each).any(axis=0)
+
     def rebuild(network: Network) -> Network:
         for inner in interventions:
             network = inner.rebuild(network) if inner.rebuild else network
@@ -280,6 +284,7 @@ def chain(*interventions: Intervention) -> Intervention:
         configure if any(inner.configure for inner in interventions) else None,
         period=math.gcd(*(inner.period for inner in interventions)),
         probe=max(probes, default=None),
+        due=due if interventions and all(inner.due for inner in interventions) else None,
         keeps=any(inner.keeps for inner in interventions),
         remembers=any(inner.remembers for inner in interventions),
         everywhere=any(inner.everywhere for inner in interventions),
@@ -332,15 +337,16 @@ def every(period: int, inner: Intervention, start: int = 0, stop: int | None = N
     require(stop is None or stop > start, f"stop must lie behind start, not at {stop}")
     require_schedulable("every", inner)
 
-    def own(step: Step) -> jax.Array:
-        fits = (jnp.asarray(step) % period == 0) & (jnp.asarray(step) >= max(start, 1))
-        return fits if stop is None else fits & (jnp.asarray(step) < stop)
+    def own(context: Context) -> jax.Array:
+        step = jnp.asarray(context.gradient_step)
+        fits = (step % period == 0) & (step >= max(start, 1))
+        return fits if stop is None else fits & (step < stop)
 
     def update(learner: Learner, state: PyTree, context: Context) -> tuple[Learner, PyTree, Info]:
-        return only_if(True if context.now else own(context.gradient_step), inner, learner, state, context)
+        return only_if(True if context.now else own(context), inner, learner, state, context)
 
-    def due(step: Step) -> jax.Array:
-        return own(step) if inner.due is None else own(step) & inner.due(step)
+    def due(learner: Learner, context: Context) -> jax.Array:
+        return own(context) if inner.due is None else own(context) & inner.due(learner, context)
 
     bounds = "".join(f", {name} {value}" for name, value in (("start", start), ("stop", stop)) if value)
     spec = f"every({period}{bounds}; {inner.spec})"

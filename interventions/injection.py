@@ -23,6 +23,10 @@ def plasticity_injection(step: int = 1_000_000, layers: tuple[str, ...] = ()) ->
     Refused beside methods that change parameters of the same learner, for h, h2 and the switch are among these: a penalty or
     an edit of all would move them. `on` lets others act on other learners.
 
+    Outputs that a network bounds itself are sums of three afterwards: SAC's log standard deviations may leave their bounds
+    and the actions of DrQ-v2's actor [-1, 1], where environments clip them. The paper's are those of value networks:
+    learner=critic.
+
     step: gradient step of the one injection. layers: names of the modules that are the head, everything if none; Nikishin
         et al. take all behind the convolutions. In a loop of one's own the network must be
         one that `inject` made with the same layers.

@@ -19,7 +19,7 @@ def adam_reset(period: int | None = None) -> Intervention:
     """The optimiser forgets all that it knows whenever the target does (Asadi et al., 2023, arXiv 2306.17833).
 
     Moments and counts become 0, whatever the optimiser is; parameters stay. With a period it is the control for methods
-    that reset both.
+    that reset both, and acts on all of the agent's optimisers, SAC's of the temperature included.
     period: gradient steps; None is at every hard update of the target, which is one after which all parameters equal
         the target's. It is seen where no method before this one in the order given edits one of the two. Looking costs
         a comparison of the smallest array per gradient step; under vmap over seeds, of all of them, and the reset
@@ -94,15 +94,16 @@ def target_is_copy(learner: Learner) -> jax.Array:
 
 
 def _at_target_updates(name: str, period: int | None, inner: Intervention) -> Intervention:
-    if period is not None:
-        return every(period, inner)
+    if period is not None:  # of learners without a network, such as SAC's temperature, too
+        return every(period, inner._replace(everywhere=True))
 
-    def update(learner: Learner, state: PyTree, context: Context) -> tuple[Learner, PyTree, Info]:
-        if context.now:
-            return inner.update(learner, state, context)
+    def due(learner: Learner, context: Context) -> jax.Array:
         if learner.target_params is None:
             raise InterventionError(f"{name}: the learner {context.learner} has no target network: give a period")
-        return only_if(target_is_copy(learner), inner, learner, state, context)
+        return target_is_copy(learner)
+
+    def update(learner: Learner, state: PyTree, context: Context) -> tuple[Learner, PyTree, Info]:
+        return only_if(True if context.now else due(learner, context), inner, learner, state, context)
 
     def configure(config: Any) -> Any:
         tau = getattr(config, "tau", 1.0)
@@ -112,7 +113,7 @@ def _at_target_updates(name: str, period: int | None, inner: Intervention) -> In
             )
         return config
 
-    return inner._replace(update=update, configure=configure)
+    return inner._replace(update=update, configure=configure, due=due)
 
 
 class SpamState(NamedTuple):

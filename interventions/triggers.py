@@ -94,7 +94,7 @@ def when(trigger: Trigger, inner: Intervention, period: int | None = None) -> In
     def update(learner: Learner, state: PyTree, context: Context) -> tuple[Learner, PyTree, Info]:
         fires, seen, info = trigger.look(state[0], learner, context)
         if inner.due is not None and not context.now:
-            due = inner.due(context.gradient_step)
+            due = inner.due(learner, context)
             fires, wasted = fires & due, fires & ~due
             seen = jax.tree.map(lambda old, new: jnp.where(wasted, old, new), state[0], seen)
         learner, own, done = only_if(True if context.now else fires, inner, learner, state[1], context)

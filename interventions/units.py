@@ -47,7 +47,8 @@ def continual_backprop(
     """Replace a few mature units of least utility all the time (Dohare et al., 2024, Nature 632, arXiv 2306.13812).
 
     A unit's utility is a running average of E|h| * sum|outgoing weights| over the transitions just learnt from. A replaced
-    unit gets fresh incoming weights and outgoing ones of 0. Defaults are those of their reinforcement learning.
+    unit gets fresh incoming weights and outgoing ones of 0. Defaults are those of their reinforcement learning. A unit
+    that another method redraws keeps its age and its averages here.
 
     rate: of the mature units of a layer (a member of an ensemble), replaced per gradient step; fractions add up.
     maturity: gradient steps that a unit lives at least. decay: of the running averages, corrected for their start.

@@ -10,10 +10,12 @@ import pytest
 
 from resprout.agents import DQN, SAC
 from resprout.agents.learner import Learner, Network
+from resprout.agents.optimizer import adam
 from resprout.interventions import (
     Context,
     Intervention,
     InterventionError,
+    adam_reset,
     adaptive_replay_ratio,
     chain,
     every,
@@ -319,6 +321,35 @@ def test_how_often_a_trigger_looks():
     assert acted == [12]  # it fired at 8, when nothing was due; from 12 on it was never armed again
 
 
+def test_what_fires_between_updates_of_the_target_fires_again():
+    """`adam_reset` without a period acts where the target is a copy, and a trigger that fires elsewhere is not spent."""
+    tx = adam(0.1)
+    once = when(threshold(value, above=0.5, rearm=0.3), adam_reset())
+    params = {"w": jnp.ones(())}
+    state, acted = once.init(None), []
+    for step, target in enumerate((0.0, 0.0, 1.0, 1.0)):
+        old = jax.tree.map(jnp.ones_like, tx.init(params))
+        learner = Learner(params, {"w": jnp.asarray(target)}, old)
+        learner, state, info = once.update(learner, state, context_of(learner, step))
+        acted += [step] if int(info["reset"]) else []
+        assert int(learner.opt_state[0].mu["w"]) == (step not in acted)
+    assert acted == [2]
+
+
+def test_what_fires_where_no_part_of_a_chain_is_due_fires_again():
+    trigger = threshold(value, above=0.5, rearm=0.3)
+    parts = every(6, shifted(1.0)), every(9, shifted(1.0))
+    assert chain(*parts, shifted(1.0)).due is None and chain().due is None
+    shift = when(trigger, chain(*parts), period=1)
+    learner = Learner({"w": jnp.asarray(1.0)}, None, ())
+    for first, acts in ((1, 6), (7, 9)):
+        state, acted = shift.init(None), []
+        for step in range(first, 25):
+            _, state, info = shift.update(learner, state, context_of(learner, step))
+            acted += [step] if any(float(info[part]["by"]) for part in info if part != "trigger") else []
+        assert acted == [acts]
+
+
 # ---- Adaptive replay ratio
 
 
@@ -503,6 +534,10 @@ def test_bad_specs_are_one_line_and_create_nothing(spec, message, tmp_path, monk
         (
             ["--with", "adaptive_replay_ratio", "--replay-ratio", "2"],
             "adaptive_replay_ratio sets the replay ratio: leave out --replay-ratio",
+        ),
+        (
+            ["--with", "adaptive_replay_ratio", "--agent.replay_ratio=0.25"],
+            "adaptive_replay_ratio sets the replay ratio: leave out --agent.replay-ratio",
         ),
         (
             ["--with", "redo:layers=isolated", "--agent.layer-norm", "--agent.hidden", "8"],

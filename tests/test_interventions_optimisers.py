@@ -186,6 +186,16 @@ def test_what_has_no_hard_target_updates(made):
     assert made(period=5).configure is None
 
 
+@pytest.mark.parametrize("made", [adam_reset, adam_rel])
+def test_with_a_period_all_optimisers_are_meant(made):
+    """SAC's temperature has an optimiser and no network."""
+    without = NETWORK._replace(apply=None)
+    assert made(period=5).acts_on("temperature", without) and not made().acts_on("temperature", without)
+    before = trained(adam(0.1)).replace(target_params=None)
+    after, _, _ = made(period=5).update(before, (), context("temperature", step=5))
+    assert np.any(before.opt_state[0].ages) and not np.any(after.opt_state[0].ages)
+
+
 # ---- SPAM
 
 

@@ -15,7 +15,7 @@ def params():
     return {
         "kernel": jnp.ones((3, 3, 4, 5)),
         "bias": jnp.ones(5),
-        "members": jnp.ones((2, 4, 3)),
+        "members": {"kernel": jnp.ones((2, 4, 3)), "bias": jnp.ones((2, 3))},
         "scale": jnp.ones(()),
     }
 
@@ -48,7 +48,8 @@ def test_rows_and_columns_that_start_afresh_take_the_steps_of_a_new_optimiser():
         _, state = update(gradients(step, start), state)
     mask = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), start)
     mask["kernel"] = mask["kernel"].at[..., 2].set(True).at[:, :, 1].set(True)
-    mask["members"] = mask["members"].at[1, 3].set(True)
+    members = mask["members"]
+    mask["members"] = {"kernel": members["kernel"].at[1, 3].set(True), "bias": members["bias"].at[1, 2].set(True)}
     mask["bias"] = mask["bias"].at[0].set(True)
     zero = jax.tree.map(lambda moment, masked: jnp.where(masked, 0, moment), (state.mu, state.nu), (mask, mask))
     state = forget_ages(state._replace(mu=zero[0], nu=zero[1]), mask)
@@ -58,7 +59,7 @@ def test_rows_and_columns_that_start_afresh_take_the_steps_of_a_new_optimiser():
         mine, state = update(gradient, state)
         fresh, new = update(gradient, new)
         jax.tree.map(lambda m, f, masked: np.testing.assert_array_equal(m[masked], f[masked]), mine, fresh, mask)
-    assert jax.tree.leaves(never.ages == 0)[0].sum() == 9 + 9 + 1 + 1  # 3 x 3 columns and rows, a member's row, a bias
+    assert jax.tree.leaves(never.ages == 0)[0].sum() == 9 + 9 + 1 + 1 + 1  # 3 x 3 columns and rows, a member's row, two biases
 
 
 def test_an_entry_masked_alone_keeps_its_age():
@@ -68,10 +69,10 @@ def test_an_entry_masked_alone_keeps_its_age():
     assert (forget_ages(state, mask).ages == state.ages).all()
 
 
-def test_ages_of_a_parameter_are_its_inputs_and_its_units():
+def test_ages_are_of_the_inputs_and_the_units_of_a_kernel_and_of_the_entries_of_all_else():
     state = scale_by_adam().init(params())
-    shapes = [[age.shape for age in ages] for ages in ages_of(state)]  # bias, kernel, members, scale
-    assert shapes == [[(5,)], [(3, 3, 4, 1), (3, 3, 1, 5)], [(2, 4, 1), (2, 1, 3)], [()]]
+    shapes = [[age.shape for age in ages] for ages in ages_of(state)]  # bias, kernel, members' bias and kernel, scale
+    assert shapes == [[(5,)], [(3, 3, 4, 1), (3, 3, 1, 5)], [(2, 3)], [(2, 4, 1), (2, 1, 3)], [()]]
 
 
 @pytest.mark.parametrize(("steps", "factor"), [(1, 3.16), (12, 6.6), (100, 3.2), (1000, 1.26)])

@@ -291,7 +291,11 @@ def parse_experiment(flags: list[str], default: Any) -> Any:
         raise
     finally:
         os.environ.pop("COLUMNS", None) if width is None else os.environ.__setitem__("COLUMNS", width)
-    return parsed.experiment()
+    experiment = parsed.experiment()
+    if flag_value(flags, "--agent.replay-ratio") is not None:  # the agent's own is one that it cannot be told from
+        for control in (each.name for each in experiment.acting if each.control):
+            raise UsageError(f"{control} sets the replay ratio: leave out --agent.replay-ratio")
+    return experiment
 
 
 def one_line(boxed: str) -> str:
