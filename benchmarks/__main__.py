@@ -105,7 +105,7 @@ def run_suite(name: str, flags: list[str], console: Console) -> int:
     if asked.jobs < 1:
         raise UsageError(f"--jobs must be at least 1, not {asked.jobs}")
     if asked.seeds_together and asked.ray:
-        raise UsageError("--seeds-together is for the processes of this machine, not for --ray")
+        raise UsageError("--seeds-together is for processes of this machine, not for --ray")
     check_once(asked.arms, asked.tasks or (), asked.seeds or ())
     check_folder("--out", asked.out)
     steps = suite.steps[asked.budget] if asked.steps is None else asked.steps

@@ -159,13 +159,13 @@ def run_all(
                     progress.end(batch, told, ok=not process.returncode)
     finally:
         signal.signal(signal.SIGTERM, previous)
-        if running:
-            console.print(f"stopping {len(running)} runs, each after a checkpoint")
+        if stopped := [run for batch, _, _ in running.values() for run in batch]:
+            console.print(f"stopping {len(stopped)} run{'s' * (len(stopped) > 1)}, each after a checkpoint")
         for _, process, _ in running.values():
             process.send_signal(signal.SIGINT)
         for _, process, _ in running.values():
             wait(process)
-        conclude_finished([run for batch, _, _ in running.values() for run in batch], keep_replay)
+        conclude_finished(stopped, keep_replay)
     return failures
 
 

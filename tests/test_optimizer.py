@@ -59,7 +59,9 @@ def test_rows_and_columns_that_start_afresh_take_the_steps_of_a_new_optimiser():
         mine, state = update(gradient, state)
         fresh, new = update(gradient, new)
         jax.tree.map(lambda m, f, masked: np.testing.assert_array_equal(m[masked], f[masked]), mine, fresh, mask)
-    assert jax.tree.leaves(never.ages == 0)[0].sum() == 9 + 9 + 1 + 1 + 1  # 3 x 3 columns and rows, a member's row, two biases
+    assert (
+        jax.tree.leaves(never.ages == 0)[0].sum() == 9 + 9 + 1 + 1 + 1
+    )  # 3 x 3 columns and rows, a member's row, two biases
 
 
 def test_an_entry_masked_alone_keeps_its_age():

@@ -83,6 +83,7 @@ RUN = ["bench", "run", "errr-minatar", "--arms", "dqn-mu2-wr", "--seeds", "0", "
         (["local", "--cpus-per-run", "0"], "--cpus-per-run must be at least 1, not 0"),
         (["local", "--gpus-per-run", "1.5"], "--gpus-per-run must be a fraction of one GPU or a whole number, not 1.5"),
         (["local", "--jobs", "2"], "not allowed with argument --ray"),
+        (["local", "--seeds-together"], "--seeds-together is for processes of this machine, not for --ray"),
     ],
 )
 def test_bad_input_is_one_line_and_creates_nothing(flags, message, tmp_path, monkeypatch, capsys):

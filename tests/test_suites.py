@@ -269,8 +269,12 @@ ONE_GAME = ["--tasks", "minatar/Breakout", "--seeds", "0", "1"]
 
 
 @pytest.mark.slow
-def test_end_to_end_stopped_and_gone_on_with(tmp_path):
+@pytest.mark.parametrize(
+    ("more", "processes", "stopped"), [((), 4, 2), (("--seeds-together",), 2, 4)], ids=["apart", "together"]
+)
+def test_end_to_end_stopped_and_gone_on_with(more, processes, stopped, tmp_path):
     flags = ["--arms", "dqn-mu2-wr", "dqn-mu2-rrc", *ONE_GAME, "--steps", "5500", "--jobs", "2", "--out", str(tmp_path)]
+    flags += more
     process = subprocess.Popen([*COMMAND, *flags], stdout=subprocess.PIPE, text=True)
     first = tmp_path / "dqn-mu2-wr" / "minatar-Breakout" / "s0"
     metrics = first / "metrics.jsonl"
@@ -279,17 +283,52 @@ def test_end_to_end_stopped_and_gone_on_with(tmp_path):
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=300)
-    assert process.returncode == 130 and "stopping 2 runs" in said
+    assert process.returncode == 130 and f"stopping {stopped} runs" in said
     assert not (first / "summary.json").exists() and "interrupted" in first.with_suffix(".log").read_text().lower()
+    assert ("side by side" in first.with_suffix(".log").read_text()) == ("--seeds-together" in more)
 
     done = subprocess.run([*COMMAND, *flags], check=True, capture_output=True, text=True)
     assert "4 runs of 5500 agent steps, 0 of them finished" in done.stdout
-    assert "- dqn-mu2-wr" in done.stdout and "4/4" in done.stdout
+    assert "- dqn-mu2-wr" in done.stdout and f"[{processes}/{processes}]" in done.stdout
     assert json.loads((first / "summary.json").read_text())["agent_steps"] == 5500
     again = subprocess.run([*COMMAND, *flags], check=True, capture_output=True, text=True)
     assert "4 of them finished" in again.stdout
-    assert again.stdout.partition("\n")[2] == done.stdout.partition("[4/4]")[2].partition("\n")[2]  # the same tables
+    assert (
+        again.stdout.partition("\n")[2] == done.stdout.partition(f"[{processes}/{processes}]")[2].partition("\n")[2]
+    )  # the same tables
     assert command_line.dispatch(["bench", "table", "errr-minatar", "--out", str(tmp_path)]) == 0
+
+
+def test_seeds_of_an_arm_on_a_task_are_one_batch():
+    runs = runner.runs(TINY, ["a", "b"], TINY.tasks[:1], [3, 1], 150, Path("out"))
+    batches = runner.seeds_together(runs)
+    assert list(map(str, batches)) == ["a gym/CartPole-v1 seeds 3 1", "b gym/CartPole-v1 seeds 3 1"]
+    assert [run for batch in batches for run in batch] == [runs[0], runs[2], runs[1], runs[3]]
+    assert str(runner.Batch(runs[:1])) == str(runs[0]) == "a gym/CartPole-v1 seed 3"
+
+
+@pytest.mark.slow
+def test_seeds_together_fail_together_and_stop_no_others(tmp_path):
+    broken = dataclasses.replace(TINY, arms={"a": CARTPOLE, "broken": DIVERGES})
+    every = runner.runs(broken, ["broken", "a"], TINY.tasks[:1], [0, 1], 150, tmp_path)
+    console = Console(file=io.StringIO(), width=200)
+    failures = runner.run_all(every, 2, False, console, together=True)
+    assert [(failure.run.arm, failure.run.seed) for failure in failures] == [("broken", 0), ("broken", 1)]
+    assert all("nan" in failure.last_words for failure in failures)
+    assert [runner.is_finished(run) for run in every] == [False, True, False, True]
+    assert not any((run.directory / "replay").exists() for run in every if run.arm == "a")
+
+
+@pytest.mark.slow
+def test_seeds_that_cannot_be_side_by_side_come_one_after_the_other(tmp_path, capsys):
+    """Adaptive RR gives each a replay ratio of its own."""
+    arm = dataclasses.replace(CARTPOLE, interventions=("adaptive_replay_ratio:every=50,window=10",))
+    suite = dataclasses.replace(TINY, arms={"a": arm})
+    every = runner.runs(suite, ["a"], TINY.tasks[:1], [0, 1], 150, tmp_path)
+    runner.train_together([run.experiment for run in every])
+    said = capsys.readouterr().out
+    assert "adaptive_replay_ratio gives every seed a replay ratio of its own: one seed after the other" in said
+    assert said.count("from agent step 0") == 2 and all(map(runner.is_finished, every))
 
 
 @pytest.mark.slow
