@@ -148,15 +148,13 @@ def run_all(
                         continue
                     wait(process)
                     del running[place]
-                    if process.returncode:
+                    failed = [run for run in batch if process.returncode and not is_finished(run)]
+                    if failed:
                         log = log_path(batch[0])
                         words = last_words(log, process.returncode, said_before)
-                        failures += [Failure(run, words, log) for run in batch if not is_finished(run)]
-                        conclude_finished(batch, keep_replay)
-                        told = "FAILED"
-                    else:
-                        told = ", ".join(conclude(run, keep_replay) for run in batch)
-                    progress.end(batch, told, ok=not process.returncode)
+                        failures += [Failure(run, words, log) for run in failed]
+                    told = [conclude(run, keep_replay) for run in batch if run not in failed]
+                    progress.end(batch, "FAILED" if failed else ", ".join(told), ok=not failed)
     finally:
         signal.signal(signal.SIGTERM, previous)
         if stopped := [run for batch, _, _ in running.values() for run in batch]:

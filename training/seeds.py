@@ -140,7 +140,8 @@ def _look(experiment: Experiment) -> tuple[str | None, EnvSpec, bool]:
     """As `why_not_together`, what the environments are like, and whether the loop runs on the device."""
     with closing(make_env(experiment, training=True, num_envs=experiment.num_envs)) as env:
         spec, on_device = env.spec, loop_on_device(experiment, env)
-        reason = None if on_device else why_apart(experiment, experiment.build_agent(spec))
+        agent = experiment.build_agent(spec)
+        reason = None if on_device else why_apart(experiment, agent)
     controls = [each.name for each in experiment.acting if each.control]
     if controls:
         reason = f"{controls[0]} gives every seed a replay ratio of its own"
@@ -210,8 +211,8 @@ def _train_together(
         steps = {run.training.agent_step for run in runs}
         if len(steps) > 1:
             raise ExperimentError(
-                f"the seeds in {out} were saved at different agent steps ({', '.join(map(str, sorted(steps)))}) and can "
-                "go on in processes of their own only"
+                f"the seeds in {out} were saved at different agent steps ({', '.join(map(str, sorted(steps)))}): go on "
+                "with --seeds-mode processes, or a suite without --seeds-together"
             )
         try:
             train_on_device(runs, rings, sharding) if rings else train_batched(runs)
