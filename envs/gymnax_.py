@@ -83,6 +83,14 @@ def _compiled(task: str | Changing) -> _Task:
     return _Task(env, params, dtype, jax.jit(jax.vmap(reset)), transition, jax.jit(transition))
 
 
+def _host_device() -> jax.Device:
+    """The CPU; where JAX was told to do without, the first device there is."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]
+
+
 def _space(space: Any) -> spaces.Space[Any]:
     """Gymnasium's for gymnax's."""
     if hasattr(space, "n"):
@@ -102,7 +110,7 @@ class GymnaxEnv:
         """task: gymnax's own id, or one of `changing_jax.TASKS` with period and whether it is signalled."""
         env, params, dtype, self._reset, self._transition, self._step = _compiled(task)
         self._seed = seed
-        self._device = jax.local_devices(backend="cpu")[0]
+        self._device = _host_device()
         self._drawn = getattr(env, "channels", None)  # first channels of a picture; those behind show the task
         self.carry: Any = None
         self._actions = Actions(env_id, _space(env.action_space(params)))

@@ -72,3 +72,18 @@ def test_a_step_is_compiled_once_even_after_a_restore():
     env.step(action)
     assert env._step._cache_size() == compiled_before + 1
     assert jax.tree.leaves(env.carry)[0].devices() == {jax.devices("cpu")[0]}
+
+
+def test_where_jax_has_no_cpu_the_first_device_steps(monkeypatch):
+    """As under JAX_PLATFORMS=cuda."""
+    devices = jax.local_devices()
+
+    def local_devices(backend=None):
+        if backend == "cpu":
+            raise RuntimeError("Unknown backend cpu")
+        return devices
+
+    monkeypatch.setattr(jax, "local_devices", local_devices)
+    env = make("minatar/Breakout", num_envs=2)
+    env.reset(0)
+    assert env.step(np.zeros(2, np.int32)).observation.shape == (2, 10, 10, 4)

@@ -260,6 +260,18 @@ def test_what_cannot_be_creates_nothing(changes: Any, arguments: Any, said: str,
     experiment = dataclasses.replace(small(tmp_path / "run"), **changes)
     with pytest.raises(ValueError, match=said):
         train_seeds(experiment, (0, 1), quiet=True, **arguments)
+
+
+@pytest.mark.parametrize(("mode", "said"), [("processes", "false"), ("vmap", "")])
+def test_who_starts_processes_leaves_them_memory_of_an_accelerator(
+    mode: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a variable that JAX reads before it first looks for one."""
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "")
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE")
+    with pytest.raises(ExperimentError, match="--devices"):
+        train_seeds(small(tmp_path / "run"), (0, 1), mode=mode, devices=5, quiet=True)
+    assert os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE", "") == said
     assert not list(tmp_path.iterdir())
 
 

@@ -465,6 +465,7 @@ class Run:
             "versions": self._versions(),
             "sources": [past.to_json() for past in self.past],
             "devices": [str(device) for device in jax.devices()],
+            "device_kinds": sorted({device.device_kind for device in jax.devices()}),
             "shared_by": self.shared_by,
             "git_commit": " ".join(self._commits()) or None,
         }

@@ -82,6 +82,10 @@ def train_seeds(
     """
     prepare_process()
     Tracker.check(experiment.track)
+    if (
+        mode != "vmap"
+    ):  # or this process, which looks at the networks, keeps most of an accelerator from those it starts
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     chosen, spec, on_device = _mode(experiment, mode, devices)
     if profile and chosen == "processes":
         raise ExperimentError("--profile traces seeds of one process: add --seeds-mode vmap, or leave out --seeds")
@@ -292,7 +296,6 @@ def _start(experiment: Experiment, core: int | None) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ,  # or the first takes most of an accelerator
         )
 
 
