@@ -23,7 +23,7 @@ from .tables import check_rows, command, gather, returns_of, rows_sheet, sheets
 SIMULATIONS = {"errr-counts": "Fujita (2025), arXiv 2503.02269: draws of a transition over its life, all samplers"}
 USAGE = """\
 resprout bench run SUITE [--jobs N | --ray ADDRESS] [--budget laptop|paper] [--out DIR] [FLAG ...]     run what is not finished yet
-resprout bench table SUITE [--out DIR] [--results DIR] [--markdown] [--rows]          sum up what is finished
+resprout bench table SUITE [--out DIR] [--results DIR] [--tasks TASK ...] [--markdown] [--rows]     sum up what is finished
 resprout bench report SUITE --html FILE [--out DIR] [--results DIR]                   the same with curves, in one HTML file
 resprout bench add SUITE DIR|FILE.csv [--results DIR]                                 put finished runs into the results
 resprout bench compare RUN_DIR RUN_DIR                                                two runs side by side
@@ -148,8 +148,16 @@ def table_of_suite(name: str, flags: list[str], console: Console) -> int:
     add_source_flags(parser, name)
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--rows", action="store_true", help="directory, digest and commit of every run instead")
+    parser.add_argument(
+        "--tasks", nargs="+", choices=suite.tasks, metavar="TASK", help="what is finished on these alone"
+    )
     asked = parser.parse_args(flags)
     rows, points = gather(name, suite, *where_from(name, asked))
+    if asked.tasks:
+        rows = [row for row in rows if row.task in asked.tasks]
+        points = [point for point in points if point.task in asked.tasks]
+        if not rows:
+            raise UsageError(f"no run of {name} is finished on {' '.join(asked.tasks)}")
     made = [rows_sheet(rows, returns_of(suite, rows, points))] if asked.rows else sheets(suite, rows, points)
     print_sheets(made, console, asked.markdown)
     said = command(name, suite, rows)

@@ -131,7 +131,7 @@ def aggregate(
     except ValueError as problem:
         return f"<p>No interquartile means: {escape(str(problem))}.</p>"
     intervals = {arm: stratified_interval(arrays(by_task, evaluated)) for arm, by_task in scores.items()}
-    sheet = arms_sheet(suite, scores, evaluated, unit)
+    sheet = arms_sheet(suite, scores, evaluated, unit, returns)
     drawn = figure(intervals_svg("iqm", sheet.title, f"IQM of {unit}", intervals, styles))
     parts = [f"<h3>{escape(sheet.title)}</h3>{pair(drawn, table(sheet, title=False))}"]
     if found := pairs_sheets(suite, scores, evaluated, training):

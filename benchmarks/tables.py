@@ -157,10 +157,27 @@ def scales(returns: Returns, tasks: Sequence[str]) -> dict[str, float]:
 
 
 def to_scores(suite: Suite, returns: Returns, tasks: Sequence[str], turns: Turns) -> tuple[Returns, str]:
-    """The returns on one scale, and the name of it; turns: of `changes`. ValueError if there is none.
+    """The returns of `whole_seeds` on one scale, and the name of it; turns: of `changes`. ValueError if there is none.
 
     Those of a single task stay as they are.
     """
+    scores, unit = _scaled(suite, returns, tasks, turns)
+    return {arm: whole_seeds(by_task) for arm, by_task in scores.items()}, unit
+
+
+def whole_seeds(by_task: dict[str, dict[int, float]]) -> dict[str, dict[int, float]]:
+    """The runs of those seeds that every task with runs has; all runs if there is no such seed.
+
+    In an interquartile mean of all runs a task with more of them would count more.
+    """
+    of_each = [set(runs) for runs in by_task.values() if runs]
+    whole = set.intersection(*of_each) if of_each else set()
+    if not whole:
+        return by_task
+    return {task: {seed: value for seed, value in runs.items() if seed in whole} for task, runs in by_task.items()}
+
+
+def _scaled(suite: Suite, returns: Returns, tasks: Sequence[str], turns: Turns) -> tuple[Returns, str]:
     if suite.human:
         relative = {
             arm: {task: {seed: normalised(task, value) for seed, value in by_task[task].items()} for task in tasks}
@@ -199,7 +216,7 @@ def sheets(suite: Suite, rows: Sequence[Row], points: Sequence[Point]) -> list[S
         made[0] = dataclasses.replace(made[0], notes=(f"No interquartile means: {problem}.",))
         scores = {}
     else:
-        made = [arms_sheet(suite, scores, tasks, unit), *made]
+        made = [arms_sheet(suite, scores, tasks, unit, returns), *made]
         made += pairs_sheets(suite, scores, tasks, training_returns(suite, rows, points))
     made += turn_sheets(suite, returns, turns, tasks)
     experiments = {(row.arm, row.task): ours(suite, row) for row in rows}
@@ -220,8 +237,11 @@ def arrays(by_task: dict[str, dict[int, float]], tasks: Sequence[str]) -> list[A
     return [np.array(list(by_task[task].values()), np.float64) for task in tasks]
 
 
-def arms_sheet(suite: Suite, scores: Returns, tasks: Sequence[str], unit: str) -> Sheet:
-    """Interquartile mean of every arm with its interval, and other statistics where there are several tasks."""
+def arms_sheet(suite: Suite, scores: Returns, tasks: Sequence[str], unit: str, returns: Returns) -> Sheet:
+    """Interquartile mean of every arm with its interval, and other statistics where there are several tasks.
+
+    returns: those that `scores` are of.
+    """
     extra = {"mean": mean, "median": median} if len(tasks) > 1 else {}
     extra |= {"optimality gap": optimality_gap} if suite.human else {}
     lines = []
@@ -238,6 +258,12 @@ def arms_sheet(suite: Suite, scores: Returns, tasks: Sequence[str], unit: str) -
         )
     columns = ("arm", "runs", "IQM", "95 % interval", *extra)
     notes = (FEW,) * few(*(arrays(by_task, tasks) for by_task in scores.values()))
+    kept, all_runs = (
+        sum(len(runs) for by_task in of.values() for runs in by_task.values()) for of in (scores, returns)
+    )
+    notes += ("Over all tasks, here and in what follows: the seeds of an arm that each of its tasks has.",) * (
+        kept < all_runs
+    )
     measured = "Episodes of all turns" if suite.fresh else "Last evaluation"
     return Sheet(f"{measured}: IQM of {unit}", columns, lines, notes)
 

@@ -349,6 +349,28 @@ def test_scores_are_relative_to_the_first_arm_that_has_every_task(finish, tmp_pa
     assert "a (of 1 tasks)" in said and "too few pairs" in said and "none of one run" in said
 
 
+def test_over_all_tasks_each_counts_the_same_whichever_has_more_seeds(finish, tmp_path):
+    for seed in (0, 1):
+        finish("a", SECOND, seed, 1.0)
+    for seed, value in enumerate([1.0, 1.0, 7.0, 7.0]):  # more than half of all six are of the first task
+        finish("a", FIRST, seed, value)
+    rows, _ = tables.gather("tiny", TINY, tmp_path / "out", None)
+    note = "the seeds of an arm that each of its tasks has."
+    over_all, *of_each = tables.sheets(TINY, rows, [])
+    (line,) = over_all.lines
+    assert line[1:3] == ("4", "0.625")  # (1 / 4 + 1 / 1) / 2, of the whole seeds 0 and 1
+    assert any(note in said for said in over_all.notes) and "4.0 ± 3.5" in rendered(of_each)
+    first, *_ = tables.sheets(TINY, [row for row in rows if row.task == FIRST], [])
+    assert first.lines[0][1:3] == ("4", "4.000") and not any(note in said for said in first.notes)
+
+
+def test_seeds_that_every_task_has():
+    runs = {"x": {0: 1.0, 1: 2.0, 2: 3.0}, "y": {2: 4.0, 0: 5.0}, "z": {}}
+    assert tables.whole_seeds(runs) == {"x": {0: 1.0, 2: 3.0}, "y": {2: 4.0, 0: 5.0}, "z": {}}
+    apart = {"x": {0: 1.0}, "y": {1: 2.0}}
+    assert tables.whole_seeds(apart) == apart and tables.whole_seeds({"z": {}}) == {"z": {}}
+
+
 def test_training_returns_are_those_of_the_last_tenth(real):
     row = dataclasses.replace(results.row_of(real, "tiny", "a"), agent_steps=100)
     other = dataclasses.replace(row, arm="b", digest=TINY.experiment("b", FIRST, 0, 150, "").digest())
@@ -434,6 +456,16 @@ def test_the_curve_of_a_run_that_is_in_both_counts_once(finish, tmp_path):
     np.testing.assert_allclose(
         [point.value for point in sorted(gathered)], [point.value for point in sorted(stored)], rtol=1e-4
     )
+
+
+def test_a_table_of_some_tasks(tiny, finish, tmp_path, capsys):
+    finish("a", FIRST, 0, 7.0)
+    table = ["table", "tiny", "--out", str(tmp_path / "out"), "--tasks"]
+    assert tiny(*table, FIRST) == 0
+    assert "7.0" in capsys.readouterr().out
+    assert tiny(*table, SECOND) == 2
+    assert capsys.readouterr().err == f"resprout: no run of tiny is finished on {SECOND}\n"
+    assert tiny(*table, "gym/Pong") == 2 and "--tasks" in capsys.readouterr().err
 
 
 def test_a_table_can_be_traced_and_written_as_markdown(tiny, finish, tmp_path, capsys):
