@@ -140,7 +140,7 @@ def plot(curves: list[Curve], path: Path) -> None:
             axes.plot(*zip(*member.points, strict=True), **look, alpha=0.3, linewidth=1)
         steps = sorted(set.intersection(*({step for step, _ in member.points} for member in members)))
         means = [np.mean([dict(member.points)[step] for member in members]) for step in steps]
-        axes.plot(steps, means, **look, label=f"{agent}, {len(members)} seed{'s' * (len(members) > 1)}", linewidth=2)
+        axes.plot(steps, means, **look, label=_label(agent, groups), linewidth=2)
         axes.set(title=env, xlabel="agent steps", ylabel="evaluation return" if metric == RETURN else metric)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(alpha=0.3)
@@ -150,6 +150,13 @@ def plot(curves: list[Curve], path: Path) -> None:
         axes.set_visible(bool(axes.lines))
     figure.legend(lines.values(), lines.keys(), loc="outside lower left", frameon=False)
     figure.savefig(path)
+
+
+def _label(agent: str, groups: dict[tuple[str, str, str], list[Curve]]) -> str:
+    """With the number of its seeds, which need not be the same on every task."""
+    counts = sorted({len(members) for (*_, of), members in groups.items() if of == agent})
+    number = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
+    return f"{agent}, {number} seed{'s' * (counts[-1] > 1)}"
 
 
 def main() -> None:

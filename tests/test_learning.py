@@ -80,6 +80,14 @@ def test_no_two_agents_of_a_figure_look_alike(tmp_path, monkeypatch):
     assert len({(line.get_color(), line.get_linestyle()) for line in means}) == len(means) == 20
 
 
+def test_an_agent_stands_once_in_the_legend_whichever_task_has_more_seeds(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path: drawn.append(figure))
+    runs = [("a", "Hopper-v4", 0), ("a", "Hopper-v4", 1), ("a", "Ant-v4", 0), ("b", "Ant-v4", 0)]
+    plot([Curve(*run, "eval/return", [(1, 0.0), (2, 1.0)], {}) for run in runs], tmp_path / "a.png")
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["a, 1 to 2 seeds", "b, 1 seed"]
+
+
 def test_configurations_of_one_name_are_told_apart_and_no_seed_counts_twice(tmp_path):
     def run(name, value, seed=0, **changes):
         path = tmp_path / name
