@@ -267,10 +267,10 @@ def check_recycling(network, params, inputs, graph, seed):
         zeroed = jax.tree.map(lambda mask, leaf: leaf[mask], edited, getattr(new, moment))
         assert not any(map(np.any, jax.tree.leaves(zeroed)))
     for mask, ages in zip(jax.tree.leaves(edited), ages_of(new), strict=True):
-        # The age of an entry is the least of its row's and its column's.
-        columns, rows = mask.all(axis=-2, keepdims=True) if mask.ndim > 1 else mask, mask.all(axis=-1, keepdims=True)
-        forgotten = (columns | rows) if mask.ndim > 1 else mask
-        age = np.minimum(*map(np.asarray, ages)) if mask.ndim > 1 else np.asarray(ages[0])
+        # The age of a kernel's entry is the least of its row's and its column's; all others have their own.
+        kernel = len(ages) == 2
+        forgotten = mask.all(axis=-2, keepdims=True) | mask.all(axis=-1, keepdims=True) if kernel else mask
+        age = np.minimum(*map(np.asarray, ages)) if kernel else np.asarray(ages[0])
         np.testing.assert_array_equal(np.broadcast_to(age, mask.shape), np.where(forgotten, 0, AGE))
 
 
