@@ -67,14 +67,14 @@ def run_suite(name: str, flags: list[str], console: Console) -> int:
     parser = OneLineParser(prog=f"resprout bench run {name}", description=first_line(SUITES[name].__doc__))
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--jobs", type=int, default=1, help="runs at a time, each on its share of the cores")
+    where.add_argument("--ray", metavar="ADDRESS", help="on a Ray cluster: HOST:PORT, auto, or local to start one here")
+    parser.add_argument("--cpus-per-run", type=int, default=1, metavar="N", help="with --ray")
+    parser.add_argument("--gpus-per-run", type=float, default=0.0, metavar="N", help="with --ray; below 1, runs share")
     parser.add_argument(
         "--seeds-together",
         action="store_true",
         help="those of an arm on a task in one process, side by side: faster on an accelerator",
     )
-    where.add_argument("--ray", metavar="ADDRESS", help="on a Ray cluster: HOST:PORT, auto, or local to start one here")
-    parser.add_argument("--cpus-per-run", type=int, default=1, metavar="N", help="with --ray")
-    parser.add_argument("--gpus-per-run", type=float, default=0.0, metavar="N", help="with --ray; below 1, runs share")
     parser.add_argument("--budget", choices=list(suite.steps), default="laptop", help=f"agent steps: {suite.steps}")
     parser.add_argument("--steps", type=int, help="agent steps of every run, instead of the budget's")
     parser.add_argument(

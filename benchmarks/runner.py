@@ -225,18 +225,18 @@ def train_one(experiment: Experiment[Any]) -> None:
 
 def train_together(experiments: Sequence[Experiment[Any]]) -> None:
     """Experiments that differ in their seeds alone, side by side, or one after the other where they cannot be."""
-    from ..training.seeds import train_seeds, why_not_together
+    from ..training.seeds import SeedsApart, train_seeds
 
     first = experiments[0]
-    if reason := why_not_together(first):
-        print(f"{reason}: one seed after the other", flush=True)
-        for experiment in experiments:
-            train_one(experiment)
-        return
     seeds = [experiment.seed for experiment in experiments]
     print(f"seeds {' '.join(map(str, seeds))} side by side on {platform.node()}", flush=True)
     everything = replace(first, out=str(Path(str(first.out)).parent))
-    train_seeds(everything, seeds, mode="vmap", resume=True, quiet=True)
+    try:
+        train_seeds(everything, seeds, mode="vmap", resume=True, quiet=True)
+    except SeedsApart as apart:
+        print(f"{apart.reason}: one seed after the other", flush=True)
+        for experiment in experiments:
+            train_one(experiment)
 
 
 def conclude(run: Run, keep_replay: bool) -> str:

@@ -260,6 +260,7 @@ def test_what_cannot_be_creates_nothing(changes: Any, arguments: Any, said: str,
     experiment = dataclasses.replace(small(tmp_path / "run"), **changes)
     with pytest.raises(ValueError, match=said):
         train_seeds(experiment, (0, 1), quiet=True, **arguments)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("mode", "said"), [("processes", "false"), ("vmap", "")])
@@ -272,7 +273,6 @@ def test_who_starts_processes_leaves_them_memory_of_an_accelerator(
     with pytest.raises(ExperimentError, match="--devices"):
         train_seeds(small(tmp_path / "run"), (0, 1), mode=mode, devices=5, quiet=True)
     assert os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE", "") == said
-    assert not list(tmp_path.iterdir())
 
 
 def test_devices_share_seeds_equally() -> None:

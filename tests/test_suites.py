@@ -274,7 +274,7 @@ ONE_GAME = ["--tasks", "minatar/Breakout", "--seeds", "0", "1"]
 )
 def test_end_to_end_stopped_and_gone_on_with(more, processes, stopped, tmp_path):
     flags = ["--arms", "dqn-mu2-wr", "dqn-mu2-rrc", *ONE_GAME, "--steps", "5500", "--jobs", "2", "--out", str(tmp_path)]
-    flags += more
+    flags, last = [*flags, *more], f"[{processes}/{processes}]"
     process = subprocess.Popen([*COMMAND, *flags], stdout=subprocess.PIPE, text=True)
     first = tmp_path / "dqn-mu2-wr" / "minatar-Breakout" / "s0"
     metrics = first / "metrics.jsonl"
@@ -289,13 +289,11 @@ def test_end_to_end_stopped_and_gone_on_with(more, processes, stopped, tmp_path)
 
     done = subprocess.run([*COMMAND, *flags], check=True, capture_output=True, text=True)
     assert "4 runs of 5500 agent steps, 0 of them finished" in done.stdout
-    assert "- dqn-mu2-wr" in done.stdout and f"[{processes}/{processes}]" in done.stdout
+    assert "- dqn-mu2-wr" in done.stdout and last in done.stdout
     assert json.loads((first / "summary.json").read_text())["agent_steps"] == 5500
     again = subprocess.run([*COMMAND, *flags], check=True, capture_output=True, text=True)
     assert "4 of them finished" in again.stdout
-    assert (
-        again.stdout.partition("\n")[2] == done.stdout.partition(f"[{processes}/{processes}]")[2].partition("\n")[2]
-    )  # the same tables
+    assert again.stdout.partition("\n")[2] == done.stdout.partition(last)[2].partition("\n")[2]  # the same tables
     assert command_line.dispatch(["bench", "table", "errr-minatar", "--out", str(tmp_path)]) == 0
 
 

@@ -45,6 +45,14 @@ Mode = Literal["auto", "vmap", "processes"]
 POLL = 0.2  # seconds between looks at the running processes
 
 
+class SeedsApart(ExperimentError):
+    """Seeds that cannot train in one process, and why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}: seeds can train in processes only")
+        self.reason = reason
+
+
 def parse_seeds(text: str) -> tuple[int, ...]:
     """ "0,1,2" as numbers; ExperimentError in one line if it is none."""
     try:
@@ -82,9 +90,7 @@ def train_seeds(
     """
     prepare_process()
     Tracker.check(experiment.track)
-    if (
-        mode != "vmap"
-    ):  # or this process, which looks at the networks, keeps most of an accelerator from those it starts
+    if mode != "vmap":  # or this process, which builds the agent, keeps most of an accelerator from those it starts
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     chosen, spec, on_device = _mode(experiment, mode, devices)
     if profile and chosen == "processes":
@@ -120,28 +126,6 @@ def _mode(experiment: Experiment, mode: Mode, devices: int | None) -> tuple[Mode
 
     EnvError, ExperimentError and the agents' own where something does not fit.
     """
-    reason, spec, on_device = _look(experiment)
-    together = mode == "vmap" or devices != 1
-    if mode == "processes" and devices != 1:
-        raise ExperimentError("--devices shares seeds of one process: leave out --seeds-mode processes")
-    if together and reason:
-        raise ExperimentError(f"{reason}: seeds can train in processes only")
-    if devices != 1 and not on_device:
-        raise ExperimentError(
-            f"--devices shares seeds of a loop on the device, and that of {experiment.env} is on the host"
-        )
-    if mode == "processes" or reason or (not together and jax.default_backend() == "cpu"):
-        return "processes", spec, on_device
-    return "vmap", spec, on_device
-
-
-def why_not_together(experiment: Experiment) -> str | None:
-    """Why several seeds of this experiment cannot train in one process; None if they can. Errors as of `train_seeds`."""
-    return _look(experiment)[0]
-
-
-def _look(experiment: Experiment) -> tuple[str | None, EnvSpec, bool]:
-    """As `why_not_together`, what the environments are like, and whether the loop runs on the device."""
     with closing(make_env(experiment, training=True, num_envs=experiment.num_envs)) as env:
         spec, on_device = env.spec, loop_on_device(experiment, env)
         agent = experiment.build_agent(spec)
@@ -149,7 +133,18 @@ def _look(experiment: Experiment) -> tuple[str | None, EnvSpec, bool]:
     controls = [each.name for each in experiment.acting if each.control]
     if controls:
         reason = f"{controls[0]} gives every seed a replay ratio of its own"
-    return reason, spec, on_device
+    together = mode == "vmap" or devices != 1
+    if mode == "processes" and devices != 1:
+        raise ExperimentError("--devices shares seeds of one process: leave out --seeds-mode processes")
+    if together and reason:
+        raise SeedsApart(reason)
+    if devices != 1 and not on_device:
+        raise ExperimentError(
+            f"--devices shares seeds of a loop on the device, and that of {experiment.env} is on the host"
+        )
+    if mode == "processes" or reason or (not together and jax.default_backend() == "cpu"):
+        return "processes", spec, on_device
+    return "vmap", spec, on_device
 
 
 def _new_directory(experiment: Experiment, seeds: Sequence[int]) -> Path:
