@@ -321,6 +321,17 @@ def scale_by_deviation(decay: float, eps: float) -> optax.GradientTransformation
     return optax.GradientTransformation(init, update)
 
 
+def where_due(due: jax.Array, new: Callable[[], PyTree], old: PyTree) -> PyTree:
+    """`new()` where `due` () bool, else `old`.
+
+    On a CPU by a condition, so that nothing is computed in vain. An accelerator's program stops at a condition until the host
+    has read it; a choice between both has no such pause.
+    """
+    if jax.default_backend() == "cpu":
+        return jax.lax.cond(due, new, lambda: old)
+    return jax.tree.map(partial(jnp.where, due), new(), old)
+
+
 def _build(config: DQN, network: QNetwork, observation_shape: tuple[int, ...], wrap: Wrap) -> Agent:
     clip = optax.identity() if config.max_grad_norm is None else optax.clip_by_global_norm(config.max_grad_norm)
     support = jnp.linspace(config.v_min, config.v_max, config.atoms)
@@ -399,10 +410,10 @@ def _build(config: DQN, network: QNetwork, observation_shape: tuple[int, ...], w
         critic = descend(critic, gradient, tx, (observation,), key)
         gradient_step = state.gradient_step + 1
         if has_target:
-            target_params = jax.lax.cond(
+            target_params = where_due(
                 gradient_step % config.target_period == 0,
                 lambda: optax.incremental_update(critic.params, critic.target_params, config.tau),
-                lambda: critic.target_params,
+                critic.target_params,
             )
             critic = critic.replace(target_params=target_params)
         metrics = {

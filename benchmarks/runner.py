@@ -24,6 +24,7 @@ from rich.console import Console
 
 from ..training import Experiment
 from ..training.files import final_return, read_record
+from ..training.process import beside_others
 from .progress import Pace, SuiteProgress
 from .suites import Budget, Suite
 
@@ -127,8 +128,6 @@ def run_all(
     waiting = list(reversed(batches))
     running: dict[int, tuple[Batch, subprocess.Popen[bytes], int]] = {}  # by place: which share of the cores
     failures: list[Failure] = []
-    # Or the first process takes most of the memory of an accelerator.
-    environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ if jobs > 1 else None
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         arms = [batch[0].arm for batch in batches]
@@ -139,7 +138,7 @@ def run_all(
                         batch = waiting.pop()
                         share = cores[place::jobs] or [cores[place % len(cores)]]
                         log_path(batch[0]).parent.mkdir(parents=True, exist_ok=True)
-                        running[place] = (batch, *start([run.experiment for run in batch], share, environment))
+                        running[place] = (batch, *start([run.experiment for run in batch], share, beside_others(jobs)))
                         progress.begin(batch, batch[0].arm)
                 time.sleep(POLL)
                 progress.show()

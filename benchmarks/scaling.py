@@ -17,7 +17,6 @@ import dataclasses
 import itertools
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -43,7 +42,7 @@ from ..training.device_loop import DeviceLoop
 from ..training.experiment import AGENTS
 from ..training.host_loop import Training, host_loop
 from ..training.placement import loop_on_device, make_rings
-from ..training.process import prepare_process
+from ..training.process import peak_device_memory, peak_memory, prepare_process
 from ..training.run import Run, make_env
 
 WARMUP = 100  # agent steps of random actions; few, for only the speed after them is measured
@@ -255,9 +254,8 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
         changed = {} if task["part"] == "seeds" else {task["part"]: task["value"]}
         seeds = task["value"] if task["part"] == "seeds" else 1
         result = speed(experiment(task["agent"], **changed), seeds, task["steps"])
-    used = jax.devices()[0].memory_stats() or {}
-    result["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    result["device_memory_bytes"] = used.get("peak_bytes_in_use")
+    result["peak_memory_bytes"] = peak_memory()
+    result["device_memory_bytes"] = peak_device_memory()
     result["device"] = jax.devices()[0].device_kind
     return result
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -454,6 +455,24 @@ def test_update_is_traced_once_and_takes_a_donated_state():
         previous, (state, _, _) = state, update(state, random_batch(Space(), seed=step), jax.random.key(step))
     assert len(traces) == 1
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(previous))
+
+
+@pytest.mark.parametrize("changes", [{}, {"distribution": "c51", "tau": 0.5}], ids=["copied", "averaged"])
+def test_a_program_for_a_gpu_has_no_condition_and_no_loop(changes, monkeypatch):
+    """Either stops it until the host has read whether to go on; and its targets are those that a CPU has."""
+    agent, batch = DQN(hidden=(8,), target_period=2, **changes).build(IMAGES), random_batch(IMAGES)
+    targets, stops = {}, {}
+    for backend in ("cpu", "gpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        update, state = jax.jit(lambda *arguments: agent.update(*arguments)), agent.init(KEY)
+        program = str(update.trace(state, batch, KEY).jaxpr)
+        stops[backend] = [word for word in ("cond[", "while[", "scan[") if word in program]
+        for _ in range(3):  # in between, when due, and in between
+            state = update(state, batch, KEY)[0]
+            targets.setdefault(backend, []).append(state.critic.target_params)
+    assert stops == {"cpu": ["cond["], "gpu": []}
+    chex.assert_trees_all_close(*targets.values(), rtol=1e-6)
+    assert equal(targets["gpu"][1], targets["gpu"][2]) and not equal(targets["gpu"][0], targets["gpu"][1])
 
 
 def test_one_key_repeats_and_two_keys_differ():

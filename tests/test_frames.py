@@ -132,10 +132,24 @@ def test_where_frames_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert found is not None and found.nbytes == 216 * 84 * 84
     assert placement.place_frames(auto, VECTORS) is None
     assert placement.place_frames(dataclasses.replace(auto, replay_on="host"), PONG) is None
+    monkeypatch.setattr(placement, "device_memory", lambda: 4_000_000)
+    assert placement.frames_on_device(auto, PONG, seeds=2) and not placement.frames_on_device(auto, PONG, seeds=3)
+    assert placement.place_frames(auto, PONG, seeds=3) is None
     monkeypatch.setattr(placement, "device_memory", lambda: 1_000_000)
     assert placement.place_frames(auto, PONG) is None
     with pytest.raises(ExperimentError, match=r"frames of 0.00152 GB do not fit on the device \(0.0 GB free\)"):
         placement.place_frames(dataclasses.replace(auto, replay_on="device"), PONG)
+
+
+def test_frames_on_the_device_take_no_room_on_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several seeds, too: their figure for the device is the sum, and the host needs what is left."""
+    experiment = small(tmp_path)
+    there = placement.check_memory(experiment, PONG, frames_apart=True, seeds=8)
+    assert "replays of 8 seeds: 0.0122 GB on the device and " in there  # 8 * 216 * 84 * 84
+    monkeypatch.setattr(placement, "available_memory", lambda: 100_000)
+    assert placement.check_memory(experiment, PONG, frames_apart=True, seeds=8)
+    with pytest.raises(ExperimentError, match="cannot fit"):
+        placement.check_memory(experiment, PONG, seeds=8)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from resprout.training.process import beside_others
+
 # Allocates and frees 100 MB ten times, in the first thread or another, and prints the page faults of the last nine.
 PROGRAM = """
 import ctypes, resource, threading
@@ -45,6 +47,33 @@ def test_large_blocks_are_used_again(prepared, other_thread):
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 def test_the_users_own_settings_are_left_alone():
     assert faults(True, {"MALLOC_TRIM_THRESHOLD_": "1000000"}) > HUGE_PAGES / 10
+
+
+def test_processes_side_by_side_are_told_their_part_of_an_accelerator(monkeypatch):
+    for name in list(os.environ):
+        if "MEM_FRACTION" in name or "PREALLOCATE" in name:
+            monkeypatch.delenv(name)
+    assert beside_others(1) == dict(os.environ)
+    parts = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.300"}
+    assert beside_others(3) == os.environ | parts
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.2")  # JAX refuses both names at once
+    assert beside_others(3) == dict(os.environ)
+
+
+def test_peak_memory_counts_what_was_given_back():
+    """And nothing of the process that started this one, which holds more."""
+    program = """
+from resprout.training.process import peak_device_memory, peak_memory
+before = peak_memory()
+block = b"x" * 300_000_000
+del block
+assert 250_000_000 < peak_memory() - before < 350_000_000
+assert peak_device_memory() is None  # a CPU does not say
+"""
+    block = b"x" * 1_000_000_000
+    subprocess.run([sys.executable, "-P", "-c", program], check=True)
+    del block
 
 
 def faults(prepared: bool, chosen: dict[str, str], other_thread: bool = False) -> int:

@@ -16,6 +16,7 @@ import pytest
 
 from resprout.agents import ACE, DQN
 from resprout.training import Experiment, ExperimentError, checkpoint, placement, train
+from resprout.training import seeds as seeds_module
 from resprout.training.__main__ import dispatch
 from resprout.training.files import final_return
 from resprout.training.metrics import plot_seeds, read_metrics
@@ -79,8 +80,8 @@ def test_seeds_in_processes_are_their_solo_runs_bit_for_bit(tmp_path: Path) -> N
     for seed in (0, 1, 2):
         solo = small(tmp_path / f"solo{seed}", "gym/CartPole-v1", seed=seed)
         command = [sys.executable, "-P", "-m", "resprout.training.one_seed"]
-        core = min(os.sched_getaffinity(0))
-        subprocess.run([*command, json.dumps({"experiment": solo.to_json(), "core": core})], check=True)
+        cores = [min(os.sched_getaffinity(0))]
+        subprocess.run([*command, json.dumps({"experiment": solo.to_json(), "cores": cores})], check=True)
         assert comparable(out / f"s{seed}") == comparable(tmp_path / f"solo{seed}")
         assert_equal(agent_state(out / f"s{seed}"), agent_state(tmp_path / f"solo{seed}"))
     before = (out / "s1" / "summary.json").stat().st_mtime_ns
@@ -215,6 +216,17 @@ def test_seeds_in_processes_that_have_no_room_together_are_refused(
     with pytest.raises(ExperimentError, match=r"3 seeds.* fit"):
         train_seeds(small(tmp_path / "out", env), range(4), mode="processes", quiet=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_processes_share_the_cores_and_an_accelerator_by_fours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(9)))
+    assert seeds_module._shares(1) == [[core] for core in range(9)]
+    assert seeds_module._shares(4) == [[0, 2, 4, 6, 8], [1, 3, 5, 7]]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 1})
+    assert seeds_module._shares(4) == [[1, 3]]
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert seeds_module._shares(4) == [[], []]
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,61 @@ for name in sys.argv[2:]:
 """
 
 
+# The second device stands for an accelerator, the first for the CPU beside it.
+BESIDE = """
+import dataclasses, pathlib, shutil, sys
+import jax, numpy as np
+from resprout.agents import DQN
+from resprout.training import Experiment, compiled, train
+from resprout.training.metrics import read_metrics
+from resprout.training.run import Run
+from resprout.training.seeds import train_seeds
+
+host, accelerator = jax.devices()
+jax.config.update("jax_default_device", accelerator)
+root, replay, drawn_on = pathlib.Path(sys.argv[1]), sys.argv[2], jax.devices()[int(sys.argv[3])]
+small = DQN(warmup=60, batch_size=16, hidden=(16,), capacity=100, target_period=10, replay_ratio=1.0)
+common = dict(agent=small, env="gym/CartPole-v1", replay=replay, steps=120, log_every=20, checkpoint_every=100, eval_episodes=0,
+              interventions=("redo:tau=0.1,period=25,probe=18",))
+devices = []
+
+def agree(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+def run(name, resume=None, seeds=None):
+    experiment = Experiment(out=str(root / name), **common)
+    if seeds:
+        return train_seeds(experiment, seeds, mode="vmap", quiet=True)
+    return train(experiment, resume=resume, quiet=True).state
+
+def trained(run, *arguments):
+    devices.append([leaf.device for leaf in jax.tree.leaves((run.training.sampler, run.training.agent))])
+    return finish(run, *arguments)
+
+finish, Run.finish = Run.finish, trained
+alone = run("alone")
+run("seeds-alone", seeds=(0, 1))
+assert {device for used in devices for device in used} == {accelerator}
+devices.clear()
+
+compiled.host_device = lambda: host
+beside = run("beside")
+agree(alone, beside)
+shutil.rmtree(root / "beside" / "checkpoints" / f"{120:012d}")
+(root / "beside" / "summary.json").unlink()
+agree(beside, run("beside", resume=str(root / "beside")))
+run("seeds-beside", seeds=(0, 1))
+for used in devices:
+    assert used[0] == drawn_on and used[-1] == accelerator, used
+assert len(devices) == 4
+for seed in ("s0", "s1"):
+    lines = [[{k: v for k, v in line.items() if k not in ("wall_clock", "steps_per_second")} for line in
+              read_metrics(root / f"seeds-{where}" / seed / "metrics.jsonl")] for where in ("alone", "beside")]
+    assert lines[0] == lines[1]
+"""
+
+
 def in_child(script: str, *arguments: str, devices: int = 4) -> str:
     """What a process with forced devices says."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
@@ -87,6 +142,14 @@ def in_child(script: str, *arguments: str, devices: int = 4) -> str:
 def test_a_run_over_four_devices_is_that_of_one(names: tuple[str, ...], tmp_path: Path) -> None:
     """Parameters and metrics, with interventions, priorities and diagnostics; resumed over four, bit for bit as not stopped."""
     in_child(RUNS, str(tmp_path), *names)
+
+
+@pytest.mark.parametrize(("replay", "drawn_on"), [("reshuffled", 0), ("prioritized", 1)])
+def test_slots_are_drawn_beside_an_accelerator_unless_they_hang_on_priorities(
+    replay: str, drawn_on: int, tmp_path: Path
+) -> None:
+    """One run, its continuation and seeds in one process: with the numbers that they have where all is on one device."""
+    in_child(BESIDE, str(tmp_path), replay, str(drawn_on), devices=2)
 
 
 SMALL = DQN(warmup=60, batch_size=8, hidden=(8,), target_period=10, capacity=100)
@@ -123,6 +186,10 @@ def test_another_number_of_devices_is_said_when_a_run_goes_on(
     train(small(run), quiet=True)
     config = json.loads((run / "config.json").read_text())
     assert config["shared_by"] == 1
-    (run / "config.json").write_text(json.dumps(config | {"shared_by": 4}))
+    (run / "config.json").write_text(json.dumps(config | {"shared_by": 4, "device_kinds": ["abacus"]}))
     assert dispatch(["train", "--resume", str(run), "--steps", "90"]) == 0
-    assert "devices were 4 and are 1: the run may round otherwise from here on" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "devices were 4 and are 1: the run may round otherwise from here on" in said
+    assert "kinds of device were ['abacus'] and are ['cpu']: the run may round otherwise from here on" in said
+    assert dispatch(["train", "--resume", str(run), "--steps", "100"]) == 0
+    assert "round otherwise" not in capsys.readouterr().err

@@ -153,11 +153,11 @@ class BatchedLoop:
     def _hand_out(self) -> list[PyTree]:
         """What the runs look at; the result is the samplers they were given."""
         t = self.together
-        parts = self.split({name: getattr(t, name) for name in DEVICE_PARTS})
-        for index, (each, part) in enumerate(zip(self.trainings, parts, strict=True)):
-            each.observation = t.observation[index]
-            for name, value in part.items():
-                setattr(each, name, value)
+        for name in DEVICE_PARTS:  # apart, for the sampler may be on another device
+            for each, own in zip(self.trainings, self.split(getattr(t, name)), strict=True):
+                setattr(each, name, own)
+        for each, observation in zip(self.trainings, t.observation, strict=True):
+            each.observation = observation
         return [each.sampler for each in self.trainings]
 
     def _take_in(self, given: list[PyTree]) -> None:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from numpy.typing import NDArray
 
 from ..agents.learner import Agent, Batch, PyTree
 from ..diagnostics import DIAGNOSTICS
@@ -18,7 +19,7 @@ from ..replay.ring import draw_slots
 from .experiment import Experiment
 from .intervening import LOGGED, PROBE, Acting, diagnose
 from .metrics import Totals
-from .sharing import one_at_a_time, shared, whole
+from .sharing import host_device, one_at_a_time, shared, whole
 
 STREAMS = ("environment", "action", "sampler", "agent", "intervention", "diagnostics", "evaluation", "probe")
 
@@ -61,7 +62,7 @@ class Compiled:
     act: Callable[..., jax.Array]
     explore: Callable[..., jax.Array]
     remember: Callable[..., PyTree]
-    sample: Callable[..., tuple[PyTree, jax.Array, jax.Array]]
+    sample: Callable[..., tuple[PyTree, Any, Any]]  # slots and weights as arrays of NumPy where `sampler_device` is one
     learn: Callable[..., tuple[PyTree, Totals, jax.Array]]
     prioritize: Callable[..., PyTree]
     diagnose: partial[tuple[dict[str, jax.Array], PyTree]]  # what a run logs; its stream is bound
@@ -247,6 +248,22 @@ def functions_of_seeds(
     )
 
 
+def sampler_device(sampler: Sampler) -> jax.Device | None:
+    """The CPU beside an accelerator, for what a loop on the host draws; None where that is the default device.
+
+    An accelerator runs one program after the other, so that a draw there waits for the gradient steps queued before it, which
+    the host would wait for in its turn. Priorities come from those steps, so that a sampler of priorities waits anyway.
+    """
+    return host_device() if sampler.update is no_priorities else None
+
+
+def on_host(function: Callable[..., Any], device: jax.Device | None) -> Callable[..., Any]:
+    """`function` of NumPy arrays, compiled, as one that runs on `device` and whose results are NumPy's; as it is for None."""
+    if device is None:
+        return function
+    return lambda *arguments: jax.tree.map(np.asarray, function(*jax.device_put(arguments, device)))
+
+
 def compile_functions(
     experiment: Experiment,
     spec: EnvSpec,
@@ -276,21 +293,28 @@ def compile_functions(
         batch = Batch(**decode(columns, spec.frame_stack), weight=weight)
         seen, other = (jax.tree.map(lambda x, part=part: x[part], batch) for part in (slice(PROBE), slice(PROBE, None)))
         key = jax.random.fold_in(stream, gradient_step)
-        return diagnose(agent, state, agent.init(init_key), earlier, seen, other, key, names)
+        with jax.default_matmul_precision("highest"):  # rounded to TF32, as some GPUs would, every rank is full
+            return diagnose(agent, state, agent.init(init_key), earlier, seen, other, key, names)
 
     def compile_act(acting: Acting) -> Act:
         size = acting.intervention.probe
-        draw = None if size is None else jax.jit(partial(pure.probe, size))
+        draw = None if size is None else on_host(jax.jit(partial(pure.probe, size)), host_device())
         run = jax.jit(partial(pure.intervene, acting), donate_argnums=(0, 1, 2))
         return Act(acting.due, draw, one_at_a_time(mesh, run))
 
     learn = jax.jit(pure.learn, donate_argnums=(0, 1), compiler_options=compiler_options(spec))
     drawing = partial(jax.jit, donate_argnums=0, compiler_options=COMPILER_OPTIONS)
+    sample = drawing(pure.sample)
+
+    def sample_on_host(state: PyTree) -> tuple[PyTree, NDArray[np.int32], NDArray[np.float32]]:
+        state, slots, weight = sample(state)  # where the state is
+        return state, np.asarray(slots), np.asarray(weight)
+
     return Compiled(
         act=reading_only(pure.act),
         explore=jax.jit(pure.explore),
         remember=drawing(sampler.add),
-        sample=drawing(pure.sample),
+        sample=sample_on_host if sampler_device(sampler) else sample,
         learn=one_at_a_time(mesh, learn),
         prioritize=sampler.update if sampler.update is no_priorities else drawing(sampler.update),
         interventions=tuple(compile_act(each) for each in acting),

@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def main() -> int:
-    """Train on one core, from the newest checkpoint if the run was begun before; the result is the exit code."""
+    """Train on the cores it is given, from the newest checkpoint if the run was begun before; the result is the exit code."""
     task = json.loads(sys.argv[1])
-    if task["core"] is not None:
-        os.sched_setaffinity(0, {task["core"]})  # before JAX counts them
+    if task["cores"]:
+        os.sched_setaffinity(0, task["cores"])  # before JAX counts them
     from .experiment import Experiment
     from .run import Interrupted, TrainingStopped, train
 

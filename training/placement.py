@@ -41,7 +41,7 @@ def lacks_memory(experiment: Experiment, spec: EnvSpec, seeds: int = 1) -> str |
 def device_memory() -> int:
     """Bytes that the first device has free; where it does not say, as a CPU does not, the host's."""
     limits = jax.local_devices()[0].memory_stats()
-    return limits["bytes_limit"] - limits["bytes_in_use"] if limits else available_memory()
+    return limits["bytes_limit"] - limits["bytes_in_use"] if limits and "bytes_limit" in limits else available_memory()
 
 
 def make_rings(experiment: Experiment, spec: EnvSpec, seeds: int = 1, sharding: Sharding | None = None) -> Rings:
@@ -84,16 +84,20 @@ def check_networks(state: PyTree) -> None:
 
 
 def check_memory(
-    experiment: Experiment, spec: EnvSpec, on_device: DeviceFrames | Rings | None = None, seeds: int = 1
+    experiment: Experiment, spec: EnvSpec, rings: Rings | None = None, frames_apart: bool = False, seeds: int = 1
 ) -> str:
-    """How much memory the replays of so many seeds will take, and where; ExperimentError if the machine has not got it."""
+    """How much memory the replays of so many seeds will take, and where; ExperimentError if the host has not got its part.
+
+    rings: where they are whole; frames_apart: `frames_on_device`.
+    """
     capacity, options = experiment.agent.capacity, replay_arguments(experiment, spec)
+    there = rings.nbytes if rings else seeds * frame_bytes(experiment, spec) if frames_apart else 0
     options["count_draws"] = experiment.count_draws
     full = memory(capacity, **options).expected
-    here = 0 if isinstance(on_device, Rings) else memory(capacity, frames=on_device is None, **options).expected
+    here = 0 if rings else memory(capacity, frames=not frames_apart, **options).expected
     needed = seeds * here * min(1.0, experiment.steps / capacity)  # slots never written take no memory
     free = available_memory()
-    places = [f"{on_device.nbytes / 1e9:.3g} GB on the device"] if on_device else []
+    places = [f"{there / 1e9:.3g} GB on the device"] if there else []
     places += [f"{needed / 1e9:.3g} GB on the host ({free / 1e9:.1f} GB free)"] if here else []
     what = "replay" if seeds == 1 else f"replays of {seeds} seeds"
     text = f"{what}: {' and '.join(places)} for {min(capacity, experiment.steps):,} transitions"
@@ -104,22 +108,34 @@ def check_memory(
     return text
 
 
-def place_frames(experiment: Experiment, spec: EnvSpec, mesh: Mesh | None = None) -> DeviceFrames | None:
-    """Where frames are kept if on the device, or whole on each; ExperimentError if they should be and cannot."""
+def frame_bytes(experiment: Experiment, spec: EnvSpec) -> int:
+    """What the frames of one seed take on the device."""
     layout = Layout(**replay_arguments(experiment, spec))
+    return layout.frames(slots_on_device(experiment, spec)) * layout.frame.itemsize if layout.frame else 0
+
+
+def frames_on_device(experiment: Experiment, spec: EnvSpec, seeds: int = 1) -> bool:
+    """Whether the frames of so many seeds are kept there; ExperimentError if they should be and cannot."""
     reason = None
-    if layout.frame is None:
+    needed, free = seeds * frame_bytes(experiment, spec), device_memory()
+    if not needed:
         reason = f"{spec.id} has no stacks of frames, and all else is kept on the host"
     elif experiment.replay_from:
         reason = "past data are mixed in on the host"
-    else:
-        places = layout.frames(slots_on_device(experiment, spec))
-        needed, free = places * layout.frame.itemsize, device_memory()
-        if needed > 0.95 * free:
-            reason = f"frames of {needed / 1e9:.3g} GB do not fit on the device ({free / 1e9:.1f} GB free)"
+    elif needed > 0.95 * free:
+        reason = f"frames of {needed / 1e9:.3g} GB do not fit on the device ({free / 1e9:.1f} GB free)"
     if reason and experiment.replay_on == "device":
         raise ExperimentError(f"--replay-on device: {reason}")
     wanted = experiment.replay_on == "device" or (experiment.replay_on == "auto" and jax.default_backend() != "cpu")
-    if not wanted or reason or layout.frame is None:
+    return wanted and reason is None
+
+
+def place_frames(
+    experiment: Experiment, spec: EnvSpec, mesh: Mesh | None = None, seeds: int = 1
+) -> DeviceFrames | None:
+    """Room on the device, or whole on each, for the frames of one of so many seeds; None if theirs are kept on the host."""
+    if not frames_on_device(experiment, spec, seeds):
         return None
-    return DeviceFrames(places, layout.frame, everywhere(mesh))
+    layout = Layout(**replay_arguments(experiment, spec))
+    assert layout.frame is not None
+    return DeviceFrames(layout.frames(slots_on_device(experiment, spec)), layout.frame, everywhere(mesh))

@@ -3,6 +3,8 @@
 import ctypes
 import os
 import platform
+import resource
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +19,35 @@ def prepare_process() -> None:
     """Before the first compilation of a run; harmless if called again."""
     _use_compilation_cache()
     _keep_freed_memory()
+
+
+def beside_others(jobs: int) -> dict[str, str]:
+    """The environment of a process that trains while `jobs` - 1 others do: an accelerator's memory in equal parts.
+
+    Each is told its part, so that what it finds free there is its own. What the user has set of this stays.
+    """
+    if jobs == 1:
+        return dict(os.environ)
+    shares = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    if "XLA_CLIENT_MEM_FRACTION" not in os.environ:  # JAX takes either name, not both
+        shares["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / jobs:.3f}"
+    return shares | os.environ
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has had in the host's memory."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    for line in lines:
+        if line.startswith("VmHWM:"):  # Linux's getrusage has a process begin with what its parent had
+            return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def peak_device_memory() -> int | None:
+    """The most bytes that it has had on its first device; None where that does not say, as a CPU does not."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
 def _use_compilation_cache() -> None:

@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import math
 import platform
-import resource
 import shutil
 import signal
 import subprocess
@@ -33,7 +32,7 @@ from ..replay import Part, Replay, Rings, Sampler, Storage, mixture
 from ..replay.past import DESCRIPTION, segments, span
 from . import checkpoint
 from .batched_loop import BatchedLoop
-from .compiled import bind_interventions, compile_functions, seed_from, streams
+from .compiled import bind_interventions, compile_functions, sampler_device, seed_from, streams
 from .device_loop import DeviceLoop, next_multiple
 from .evaluation import Evaluation, Video, evaluate, exploit_function
 from .experiment import Experiment, ExperimentError
@@ -61,7 +60,7 @@ from .placement import (
     place_frames,
     replay_arguments,
 )
-from .process import prepare_process
+from .process import peak_device_memory, peak_memory, prepare_process
 from .processes import agreed, all_or_none
 from .profiling import WARM_UPDATES, Profile, named
 from .refitting import Refitting
@@ -256,8 +255,11 @@ class Run:
         rings: Rings | None = None,
         place: int = 0,
         mesh: Mesh | None = None,
+        seeds: int = 1,
     ) -> None:
-        """rings, place: where the replay is if the loop runs on the device; mesh: of the devices that share every batch.
+        """rings: where the replay is if the loop runs on the device; mesh: of the devices that share every batch.
+
+        seeds, place: how many train in this process, and which of them this is.
 
         Of several processes the first writes `directory`; the others read there, and write to a temporary folder.
         """
@@ -271,7 +273,9 @@ class Run:
         self.output = directory if self.writes else Path(stack.enter_context(TemporaryDirectory(prefix="resprout-")))
         self.compiled = compile_functions(experiment, env.spec, agent, self.sampler, self.acting, mesh)
         self.exploit = exploit_function(agent.exploit)
-        self.rings, self.place = rings, place
+        self.rings, self.place, self.seeds = rings, place, seeds
+        apart = sampler_device(self.sampler) if rings is None else None
+        self.sampler_place = jax.sharding.SingleDeviceSharding(apart) if apart else self.everywhere
         self.evaluation_env: Env | None = None
         self.stack = stack
         self.quiet = quiet
@@ -336,7 +340,7 @@ class Run:
             storage=storage,
             observation=None,
             agent=placed(self.everywhere, state),
-            sampler=placed(self.everywhere, jax.jit(self.sampler.init)(self.keys["sampler"])),
+            sampler=placed(self.sampler_place, jax.jit(self.sampler.init)(self.keys["sampler"])),
             totals=self._zeros(tuple(sorted(metrics))),
             episodes=Episodes(spec.num_envs),
             past=tuple(past.replay for past in self.past),
@@ -353,8 +357,8 @@ class Run:
     def _storage(self) -> Storage:
         experiment, spec = self.experiment, self.env.spec
         try:
-            frames = place_frames(experiment, spec, self.mesh)
-            self.say(check_memory(experiment, spec, frames))
+            frames = place_frames(experiment, spec, self.mesh, self.seeds - self.place)  # those before have theirs
+            self.say(check_memory(experiment, spec, frames_apart=frames is not None))
             arguments = replay_arguments(experiment, spec)
             return Storage(experiment.agent.capacity, count_draws=experiment.count_draws, frames=frames, **arguments)
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -395,8 +399,13 @@ class Run:
         for name, now in self._versions().items():
             if saved["versions"].get(name) != now:
                 self.say(f"{name} was {saved['versions'].get(name)} and is {now}: the run may differ from here on")
-        if (before := saved.get("shared_by", 1)) != self.shared_by:
-            self.say(f"devices were {before} and are {self.shared_by}: the run may round otherwise from here on")
+        kinds = self._device_kinds()
+        for what, before, after in (
+            ("devices", saved.get("shared_by", 1), self.shared_by),
+            ("kinds of device", saved.get("device_kinds", kinds), kinds),
+        ):
+            if before != after:
+                self.say(f"{what} were {before} and are {after}: the run may round otherwise from here on")
         checkpoints = self.directory / "checkpoints"
         if not any(checkpoints.glob("[0-9]*")):
             experiment, written = self.experiment, segments(self.directory / "replay")
@@ -423,7 +432,8 @@ class Run:
         self.training = t = self.fresh()
         snapshot, metrics_bytes = checkpoint.restore(path, t)
         for part in checkpoint.DEVICE_PARTS:
-            setattr(t, part, placed(self.everywhere, getattr(t, part)))
+            place = self.sampler_place if part == "sampler" else self.everywhere
+            setattr(t, part, placed(place, getattr(t, part)))
         self.saved_step, self.saved_transitions = t.agent_step, t.storage.written
         summary.unlink(missing_ok=True)  # of the shorter run
         if snapshot is None:
@@ -451,6 +461,10 @@ class Run:
     def _versions() -> dict[str, str | None]:
         return {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
 
+    @staticmethod
+    def _device_kinds() -> list[str]:
+        return sorted({device.device_kind for device in jax.devices()})
+
     def _open(self, metrics_bytes: int) -> None:
         path = self.output / "metrics.jsonl"
         self.metrics = self.stack.enter_context(closing(MetricsFile(path, metrics_bytes)))
@@ -465,7 +479,7 @@ class Run:
             "versions": self._versions(),
             "sources": [past.to_json() for past in self.past],
             "devices": [str(device) for device in jax.devices()],
-            "device_kinds": sorted({device.device_kind for device in jax.devices()}),
+            "device_kinds": self._device_kinds(),
             "shared_by": self.shared_by,
             "git_commit": " ".join(self._commits()) or None,
         }
@@ -705,7 +719,8 @@ class Run:
             "agent_steps": t.agent_step,
             "gradient_steps": t.gradient_step,
             "steps_per_second": steps_per_second,
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_memory_bytes": peak_memory(),
+            "peak_device_memory_bytes": peak_device_memory(),
             "digest": self.experiment.digest(),
         }
         if self.experiment.count_draws:

@@ -26,8 +26,8 @@ from .batched_loop import why_apart
 from .experiment import Experiment, ExperimentError
 from .files import final_return, read_record
 from .metrics import Tracker, plot_seeds, say
-from .placement import check_memory, describe_replay, lacks_memory, loop_on_device, make_rings
-from .process import prepare_process
+from .placement import check_memory, describe_replay, frames_on_device, lacks_memory, loop_on_device, make_rings
+from .process import beside_others, prepare_process
 from .processes import ALONE, Processes
 from .run import (
     Interrupted,
@@ -43,6 +43,7 @@ from .sources import open_sources
 
 Mode = Literal["auto", "vmap", "processes"]
 POLL = 0.2  # seconds between looks at the running processes
+BESIDE_ACCELERATOR = 4  # cores of a process that trains on one: to compile, step environments and feed it
 
 
 class SeedsApart(ExperimentError):
@@ -78,7 +79,8 @@ def train_seeds(
     """Train `experiment` with every one of `seeds`; the directory of all, with one of each seed in it.
 
     mode: vmap trains all in one process, vmapped, in a loop on the device or on the host as one seed would; processes
-        trains as many at a time as there are cores, each on one, and its seeds are bit for bit what runs of their own are.
+        trains as many at a time as there are cores, each on one, and its seeds are bit for bit what runs of their own are;
+        on an accelerator each has four cores, so that fewer share it.
         auto: vmap on an accelerator, processes on a CPU.
     devices: that share the seeds of a loop on the device equally in mode vmap; None for all there are.
     resume: go on in `experiment.out`, where seeds that are finished stay as they are.
@@ -197,7 +199,7 @@ def _train_together(
         past = open_sources(first.replay_from, first.agent.batch_size, describe_replay(first, spec), recorded)
         rings = make_rings(first, spec, len(each), sharding) if on_device else None
         runs = [
-            Run(own, Path(str(own.out)), env, agent, past, quiet or place > 0, stack, rings, place)
+            Run(own, Path(str(own.out)), env, agent, past, quiet or place > 0, stack, rings, place, seeds=len(each))
             for place, (own, env) in enumerate(zip(each, envs, strict=True))
         ]
         for run in runs[1:]:
@@ -222,7 +224,7 @@ def _train_together(
 def _check_memory(experiment: Experiment, spec: EnvSpec, on_device: bool, seeds: int, devices: int = 1) -> None:
     """ExperimentError unless there is room for the replays of so many seeds at a time."""
     if not on_device:
-        check_memory(experiment, spec, seeds=seeds)
+        check_memory(experiment, spec, frames_apart=frames_on_device(experiment, spec, seeds), seeds=seeds)
     elif lacking := lacks_memory(experiment, spec, seeds // devices):
         raise ExperimentError(f"{seeds} seeds: {lacking}; lower --agent.capacity")
 
@@ -235,11 +237,11 @@ def _train_apart(
 ) -> None:
     for own in each:
         Experiment.from_json(own.to_json())  # says what cannot be handed to another process
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None] * (os.cpu_count() or 1)
     waiting = [own for own in reversed(each) if not _is_finished(own)]
+    shares = _shares(1 if jax.default_backend() == "cpu" else BESIDE_ACCELERATOR)[: len(waiting)]
     if waiting:  # each process sees no more than its own replay, and memory is taken as it fills
-        _check_memory(waiting[0], spec, on_device, min(len(waiting), len(cores)))
-    running: dict[int, tuple[Experiment, subprocess.Popen[bytes]]] = {}  # by place: which core
+        _check_memory(waiting[0], spec, on_device, len(shares))
+    running: dict[int, tuple[Experiment, subprocess.Popen[bytes]]] = {}  # by place: which share
     failed: list[Experiment] = []
     received: list[int] = []
     begin()
@@ -254,10 +256,10 @@ def _train_apart(
     previous = {number: signal.signal(number, receive) for number in handled}
     try:
         while waiting or running:
-            for place, core in enumerate(cores):
+            for place, cores in enumerate(shares):
                 if waiting and place not in running:
                     own = waiting.pop()
-                    running[place] = own, _start(own, core)
+                    running[place] = own, _start(own, cores, len(shares))
             time.sleep(POLL)
             for place, (own, process) in list(running.items()):
                 if process.poll() is None:
@@ -281,12 +283,22 @@ def _train_apart(
         raise TrainingStopped(f"seed {', '.join(str(own.seed) for own in failed)} failed: {words}")
 
 
-def _start(experiment: Experiment, core: int | None) -> subprocess.Popen[bytes]:
+def _shares(size: int) -> list[list[int]]:
+    """The cores of this process in shares of `size`, or one of all; none named where the system keeps processes to none."""
+    if not hasattr(os, "sched_getaffinity"):
+        return [[]] * max(1, (os.cpu_count() or 1) // size)
+    cores = sorted(os.sched_getaffinity(0))
+    count = max(1, len(cores) // size)
+    return [cores[place::count] for place in range(count)]
+
+
+def _start(experiment: Experiment, cores: list[int], jobs: int) -> subprocess.Popen[bytes]:
     """A process in a session of its own: a Ctrl-C of the terminal reaches it through us alone, and once."""
-    task = json.dumps({"experiment": experiment.to_json(), "core": core})
+    task = json.dumps({"experiment": experiment.to_json(), "cores": cores})
     with Path(f"{experiment.out}.log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "resprout.training.one_seed", task],
+            env=beside_others(jobs),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -85,6 +85,14 @@ def alone(mesh: Mesh | None, tree: T) -> T:
     return tree if mesh is None else cast(T, jax.tree.map(first, tree))
 
 
+def host_device() -> jax.Device | None:
+    """The CPU beside an accelerator; None where there is no accelerator, or JAX was told to do without the CPU."""
+    try:
+        return None if jax.default_backend() == "cpu" else jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
+
+
 def one_at_a_time(mesh: Mesh | None, function: Callable[..., T]) -> Callable[..., T]:
     """`function` as it is, but on CPUs done when it returns: their devices share threads, and two programs can block each other."""
     if mesh is None or mesh.devices.flat[0].platform != "cpu":
