@@ -262,8 +262,9 @@ def with_current_masks(state: MaskedState, batch_size: int) -> MaskedState:
     def turn(carry: tuple[MaskedState, jax.Array]) -> tuple[MaskedState, jax.Array]:
         return _turn(*carry, width)
 
-    start = (state, jnp.zeros((), jnp.int32))
-    return jax.lax.while_loop(lambda carry: carry[1] < len(state.drawn), turn, start)[0]
+    # outside of the loop, whose every turn under vmap is a choice between two whole states; one turn is nearly always enough
+    first = turn((state, jnp.zeros((), jnp.int32)))
+    return jax.lax.while_loop(lambda carry: carry[1] < len(state.drawn), turn, first)[0]
 
 
 def _turn(state: MaskedState, start: jax.Array, width: int) -> tuple[MaskedState, jax.Array]:
