@@ -274,8 +274,9 @@ class Run:
         self.compiled = compile_functions(experiment, env.spec, agent, self.sampler, self.acting, mesh)
         self.exploit = exploit_function(agent.exploit)
         self.rings, self.place, self.seeds = rings, place, seeds
-        apart = sampler_device(self.sampler) if rings is None else None
-        self.sampler_place = jax.sharding.SingleDeviceSharding(apart) if apart else self.everywhere
+        self.sampler_device = sampler_device(self.sampler) if rings is None else None
+        apart = self.sampler_device and jax.sharding.SingleDeviceSharding(self.sampler_device)
+        self.sampler_place = apart or self.everywhere
         self.evaluation_env: Env | None = None
         self.stack = stack
         self.quiet = quiet
@@ -335,12 +336,13 @@ class Run:
         if self.rings is not None:
             self.say(check_memory(experiment, spec, self.rings))
         dormant = no_dormant(self.agent, state, batch) if experiment.diagnose_every else None
+        sampler = jax.jit(self.sampler.init)(jax.device_put(self.keys["sampler"], self.sampler_device))
         return Training(
             env=self.env,
             storage=storage,
             observation=None,
             agent=placed(self.everywhere, state),
-            sampler=placed(self.sampler_place, jax.jit(self.sampler.init)(self.keys["sampler"])),
+            sampler=placed(self.sampler_place, sampler),
             totals=self._zeros(tuple(sorted(metrics))),
             episodes=Episodes(spec.num_envs),
             past=tuple(past.replay for past in self.past),
