@@ -24,7 +24,7 @@ from rich.console import Console
 
 from ..training import Experiment
 from ..training.files import final_return, read_record
-from ..training.process import beside_others
+from ..training.process import environment_beside
 from .progress import Pace, SuiteProgress
 from .suites import Budget, Suite
 
@@ -128,6 +128,7 @@ def run_all(
     waiting = list(reversed(batches))
     running: dict[int, tuple[Batch, subprocess.Popen[bytes], int]] = {}  # by place: which share of the cores
     failures: list[Failure] = []
+    environment = environment_beside(min(jobs, len(batches)) - 1)
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         arms = [batch[0].arm for batch in batches]
@@ -138,7 +139,7 @@ def run_all(
                         batch = waiting.pop()
                         share = cores[place::jobs] or [cores[place % len(cores)]]
                         log_path(batch[0]).parent.mkdir(parents=True, exist_ok=True)
-                        running[place] = (batch, *start([run.experiment for run in batch], share, beside_others(jobs)))
+                        running[place] = (batch, *start([run.experiment for run in batch], share, environment))
                         progress.begin(batch, batch[0].arm)
                 time.sleep(POLL)
                 progress.show()

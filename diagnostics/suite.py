@@ -205,9 +205,13 @@ DIAGNOSTICS: dict[str, Diagnostic] = {
 
 
 def measure(probe: Probe, names: tuple[str, ...]) -> dict[str, jax.Array]:
-    """Those of the diagnostics for which the probe has what they need: name -> () float32. Pure; KeyError for no name."""
-    return {
-        name: jnp.asarray(DIAGNOSTICS[name].measure(probe), jnp.float32)
-        for name in names
-        if all(getattr(probe, part) is not None for part in DIAGNOSTICS[name].needs)
-    }
+    """Those of the diagnostics for which the probe has what they need: name -> () float32. Pure; KeyError for no name.
+
+    Matrix products keep all bits of float32: rounded to TF32, as GPUs may have it, features are of full rank.
+    """
+    with jax.default_matmul_precision("highest"):
+        return {
+            name: jnp.asarray(DIAGNOSTICS[name].measure(probe), jnp.float32)
+            for name in names
+            if all(getattr(probe, part) is not None for part in DIAGNOSTICS[name].needs)
+        }

@@ -15,7 +15,9 @@ from resprout.envs import EnvSpec
 from resprout.replay import DeviceFrames, Layout, Storage
 from resprout.replay import frames as frames_module
 from resprout.training import Experiment, ExperimentError, placement, train
+from resprout.training import run as run_module
 from resprout.training.__main__ import dispatch
+from resprout.training.seeds import train_seeds
 
 from .runs import assert_equal, comparable
 
@@ -117,6 +119,26 @@ def test_a_run_has_the_same_numbers_wherever_its_frames_lie(tmp_path: Path, caps
     assert comparable(tmp_path / "host") == comparable(tmp_path / "device")
 
 
+def test_seeds_of_one_process_keep_their_frames_where_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the numbers of the host; and where there is no room for both, there is none for either."""
+    placed: list[DeviceFrames] = []
+
+    def noted(*given: Any) -> DeviceFrames:
+        placed.append(placement.place_frames(*given))
+        return placed[-1]
+
+    monkeypatch.setattr(run_module, "place_frames", noted)
+    for place, count in (("host", 0), ("device", 2)):
+        train_seeds(small(tmp_path / place, replay_on=place), (0, 1), mode="vmap", quiet=True)
+        assert len(placed) == count
+    for seed in ("s0", "s1"):
+        assert comparable(tmp_path / "host" / seed) == comparable(tmp_path / "device" / seed)
+    monkeypatch.setattr(placement, "device_memory", lambda: 2_000_000)
+    with pytest.raises(ExperimentError, match=r"frames of 0.00305 GB do not fit"):
+        train_seeds(small(tmp_path / "both", replay_on="device"), (0, 1), mode="vmap", quiet=True)
+    assert not (tmp_path / "both").exists()
+
+
 PONG = EnvSpec("atari/Pong", 2, (84, 84, 4), "uint8", discrete=True, action_size=6, frame_stack=4)
 VECTORS = EnvSpec("gym/CartPole-v1", 1, (4,), "float32", discrete=True, action_size=2)
 
@@ -124,30 +146,29 @@ VECTORS = EnvSpec("gym/CartPole-v1", 1, (4,), "float32", discrete=True, action_s
 def test_where_frames_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU to the host unless asked otherwise; on an accelerator to where they fit."""
     auto = small(tmp_path)
-    assert placement.place_frames(auto, PONG) is None
-    asked = placement.place_frames(dataclasses.replace(auto, replay_on="device"), PONG)
-    assert asked is not None and len(asked) == 2 * (100 + 2) + 2 * 6
+    assert not placement.frames_on_device(auto, PONG)
+    assert placement.frames_on_device(dataclasses.replace(auto, replay_on="device"), PONG)
+    room = placement.place_frames(auto, PONG)
+    assert len(room) == 2 * (100 + 2) + 2 * 6 and room.nbytes == 216 * 84 * 84 == placement.frame_bytes(auto, PONG)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    found = placement.place_frames(auto, PONG)
-    assert found is not None and found.nbytes == 216 * 84 * 84
-    assert placement.place_frames(auto, VECTORS) is None
-    assert placement.place_frames(dataclasses.replace(auto, replay_on="host"), PONG) is None
+    assert placement.frames_on_device(auto, PONG)
+    assert not placement.frames_on_device(auto, VECTORS)
+    assert not placement.frames_on_device(dataclasses.replace(auto, replay_on="host"), PONG)
     monkeypatch.setattr(placement, "device_memory", lambda: 4_000_000)
     assert placement.frames_on_device(auto, PONG, seeds=2) and not placement.frames_on_device(auto, PONG, seeds=3)
-    assert placement.place_frames(auto, PONG, seeds=3) is None
     monkeypatch.setattr(placement, "device_memory", lambda: 1_000_000)
-    assert placement.place_frames(auto, PONG) is None
+    assert not placement.frames_on_device(auto, PONG)
     with pytest.raises(ExperimentError, match=r"frames of 0.00152 GB do not fit on the device \(0.0 GB free\)"):
-        placement.place_frames(dataclasses.replace(auto, replay_on="device"), PONG)
+        placement.frames_on_device(dataclasses.replace(auto, replay_on="device"), PONG)
 
 
 def test_frames_on_the_device_take_no_room_on_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of several seeds, too: their figure for the device is the sum, and the host needs what is left."""
     experiment = small(tmp_path)
-    there = placement.check_memory(experiment, PONG, frames_apart=True, seeds=8)
+    there = placement.check_memory(experiment, PONG, frames_there=True, seeds=8)
     assert "replays of 8 seeds: 0.0122 GB on the device and " in there  # 8 * 216 * 84 * 84
     monkeypatch.setattr(placement, "available_memory", lambda: 100_000)
-    assert placement.check_memory(experiment, PONG, frames_apart=True, seeds=8)
+    assert placement.check_memory(experiment, PONG, frames_there=True, seeds=8)
     with pytest.raises(ExperimentError, match="cannot fit"):
         placement.check_memory(experiment, PONG, seeds=8)
 

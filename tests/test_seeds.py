@@ -20,7 +20,7 @@ from resprout.training import seeds as seeds_module
 from resprout.training.__main__ import dispatch
 from resprout.training.files import final_return
 from resprout.training.metrics import plot_seeds, read_metrics
-from resprout.training.run import Run
+from resprout.training.run import Run, TrainingStopped
 from resprout.training.seeds import _note, parse_seeds, read_seeds, train_seeds
 from resprout.training.sharing import share_seeds
 
@@ -227,6 +227,31 @@ def test_processes_share_the_cores_and_an_accelerator_by_fours(monkeypatch: pyte
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     assert seeds_module._shares(4) == [[], []]
+
+
+def test_processes_on_an_accelerator_are_told_their_cores_and_their_part_of_its_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two seeds where four processes would have room: as many parts as there are processes."""
+    started: list[tuple[list[int], str]] = []
+
+    class Failed:
+        returncode = 1
+
+        def __init__(self, command: list[str], env: dict[str, str], **options: Any) -> None:
+            started.append((json.loads(command[-1])["cores"], env["XLA_PYTHON_CLIENT_MEM_FRACTION"]))
+
+        def poll(self) -> int:
+            return 1
+
+    for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)))
+    monkeypatch.setattr(seeds_module.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(seeds_module.subprocess, "Popen", Failed)
+    with pytest.raises(TrainingStopped, match="seed 0, 1 failed"):
+        train_seeds(small(tmp_path / "out"), (0, 1), mode="processes", quiet=True)
+    assert started == [([0, 4, 8, 12], "0.450"), ([1, 5, 9, 13], "0.450")]
 
 
 @pytest.mark.parametrize(

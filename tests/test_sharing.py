@@ -101,13 +101,14 @@ def run(name, resume=None, seeds=None):
     return train(experiment, resume=resume, quiet=True).state
 
 def trained(run, *arguments):
-    devices.append([leaf.device for leaf in jax.tree.leaves((run.training.sampler, run.training.agent))])
+    parts = run.training.sampler, run.training.agent
+    devices.append([{leaf.device for leaf in jax.tree.leaves(part)} for part in parts])
     return finish(run, *arguments)
 
 finish, Run.finish = Run.finish, trained
 alone = run("alone")
 run("seeds-alone", seeds=(0, 1))
-assert {device for used in devices for device in used} == {accelerator}
+assert devices == [[{accelerator}, {accelerator}]] * 3
 devices.clear()
 
 compiled.host_device = lambda: host
@@ -117,9 +118,7 @@ shutil.rmtree(root / "beside" / "checkpoints" / f"{120:012d}")
 (root / "beside" / "summary.json").unlink()
 agree(beside, run("beside", resume=str(root / "beside")))
 run("seeds-beside", seeds=(0, 1))
-for used in devices:
-    assert used[0] == drawn_on and used[-1] == accelerator, used
-assert len(devices) == 4
+assert devices == [[{drawn_on}, {accelerator}]] * 4, devices
 for seed in ("s0", "s1"):
     lines = [[{k: v for k, v in line.items() if k not in ("wall_clock", "steps_per_second")} for line in
               read_metrics(root / f"seeds-{where}" / seed / "metrics.jsonl")] for where in ("alone", "beside")]

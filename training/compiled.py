@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from numpy.typing import NDArray
 
 from ..agents.learner import Agent, Batch, PyTree
 from ..diagnostics import DIAGNOSTICS
@@ -62,7 +61,7 @@ class Compiled:
     act: Callable[..., jax.Array]
     explore: Callable[..., jax.Array]
     remember: Callable[..., PyTree]
-    sample: Callable[..., tuple[PyTree, Any, Any]]  # slots and weights as arrays of NumPy where `sampler_device` is one
+    sample: Callable[..., tuple[PyTree, jax.Array, jax.Array]]  # on the device where the sampler's state is
     learn: Callable[..., tuple[PyTree, Totals, jax.Array]]
     prioritize: Callable[..., PyTree]
     diagnose: partial[tuple[dict[str, jax.Array], PyTree]]  # what a run logs; its stream is bound
@@ -257,11 +256,9 @@ def sampler_device(sampler: Sampler) -> jax.Device | None:
     return host_device() if sampler.update is no_priorities else None
 
 
-def on_host(function: Callable[..., Any], device: jax.Device | None) -> Callable[..., Any]:
-    """`function` of NumPy arrays, compiled, as one that runs on `device` and whose results are NumPy's; as it is for None."""
-    if device is None:
-        return function
-    return lambda *arguments: jax.tree.map(np.asarray, function(*jax.device_put(arguments, device)))
+def drawn_on_host(draw: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`draw` of NumPy's numbers, for the same reason."""
+    return lambda *numbers: draw(*jax.device_put(numbers, host_device()))
 
 
 def compile_functions(
@@ -293,28 +290,21 @@ def compile_functions(
         batch = Batch(**decode(columns, spec.frame_stack), weight=weight)
         seen, other = (jax.tree.map(lambda x, part=part: x[part], batch) for part in (slice(PROBE), slice(PROBE, None)))
         key = jax.random.fold_in(stream, gradient_step)
-        with jax.default_matmul_precision("highest"):  # rounded to TF32, as some GPUs would, every rank is full
-            return diagnose(agent, state, agent.init(init_key), earlier, seen, other, key, names)
+        return diagnose(agent, state, agent.init(init_key), earlier, seen, other, key, names)
 
     def compile_act(acting: Acting) -> Act:
         size = acting.intervention.probe
-        draw = None if size is None else on_host(jax.jit(partial(pure.probe, size)), host_device())
+        draw = None if size is None else drawn_on_host(jax.jit(partial(pure.probe, size)))
         run = jax.jit(partial(pure.intervene, acting), donate_argnums=(0, 1, 2))
         return Act(acting.due, draw, one_at_a_time(mesh, run))
 
     learn = jax.jit(pure.learn, donate_argnums=(0, 1), compiler_options=compiler_options(spec))
     drawing = partial(jax.jit, donate_argnums=0, compiler_options=COMPILER_OPTIONS)
-    sample = drawing(pure.sample)
-
-    def sample_on_host(state: PyTree) -> tuple[PyTree, NDArray[np.int32], NDArray[np.float32]]:
-        state, slots, weight = sample(state)  # where the state is
-        return state, np.asarray(slots), np.asarray(weight)
-
     return Compiled(
         act=reading_only(pure.act),
         explore=jax.jit(pure.explore),
         remember=drawing(sampler.add),
-        sample=sample_on_host if sampler_device(sampler) else sample,
+        sample=drawing(pure.sample),
         learn=one_at_a_time(mesh, learn),
         prioritize=sampler.update if sampler.update is no_priorities else drawing(sampler.update),
         interventions=tuple(compile_act(each) for each in acting),

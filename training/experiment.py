@@ -231,7 +231,7 @@ class TrainFlags(Experiment[A]):
     seeds: str | None = None
     """several seeds at once, 0,1,2: a run directory for each, and one curve"""
     seeds_mode: Literal["auto", "vmap", "processes"] = "auto"
-    """with --seeds: all in one process, vmapped, or a process on each core; auto is the first on an accelerator"""
+    """with --seeds: all in one process, vmapped, or a process on each core (on an accelerator, on four); auto is the first there"""
     profile: int = 0
     """gradient steps to trace once all is compiled, for TensorBoard and Perfetto, into the run directory's profile; 0 for none"""
     devices: str = "1"

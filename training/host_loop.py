@@ -41,8 +41,9 @@ class Training:
 def learn_owed(t: Training, compiled: Compiled) -> None:
     """Queue the gradient steps that are owed; only the choice of slots is waited for."""
     while t.owed >= 1 and len(t.storage) > 0:
-        t.sampler, slots, weight = compiled.sample(t.sampler)
-        columns = gather_mixed((t.storage, *t.past), np.asarray(slots))
+        t.sampler, *drawn = compiled.sample(t.sampler)
+        slots, weight = map(np.asarray, drawn)  # for they may lie on another device than the agent
+        columns = gather_mixed((t.storage, *t.past), slots)
         steps = np.int32(t.gradient_step), np.int32(t.agent_step)
         t.agent, t.totals, priorities = compiled.learn(t.agent, t.totals, columns, weight, *steps)
         t.sampler = compiled.prioritize(t.sampler, slots, priorities)

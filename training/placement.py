@@ -84,17 +84,17 @@ def check_networks(state: PyTree) -> None:
 
 
 def check_memory(
-    experiment: Experiment, spec: EnvSpec, rings: Rings | None = None, frames_apart: bool = False, seeds: int = 1
+    experiment: Experiment, spec: EnvSpec, rings: Rings | None = None, frames_there: bool = False, seeds: int = 1
 ) -> str:
     """How much memory the replays of so many seeds will take, and where; ExperimentError if the host has not got its part.
 
-    rings: where they are whole; frames_apart: `frames_on_device`.
+    rings: where they are whole, on the device; frames_there: whether their frames are.
     """
     capacity, options = experiment.agent.capacity, replay_arguments(experiment, spec)
-    there = rings.nbytes if rings else seeds * frame_bytes(experiment, spec) if frames_apart else 0
+    there = rings.nbytes if rings else seeds * frame_bytes(experiment, spec) if frames_there else 0
     options["count_draws"] = experiment.count_draws
     full = memory(capacity, **options).expected
-    here = 0 if rings else memory(capacity, frames=not frames_apart, **options).expected
+    here = 0 if rings else memory(capacity, frames=not frames_there, **options).expected
     needed = seeds * here * min(1.0, experiment.steps / capacity)  # slots never written take no memory
     free = available_memory()
     places = [f"{there / 1e9:.3g} GB on the device"] if there else []
@@ -130,12 +130,8 @@ def frames_on_device(experiment: Experiment, spec: EnvSpec, seeds: int = 1) -> b
     return wanted and reason is None
 
 
-def place_frames(
-    experiment: Experiment, spec: EnvSpec, mesh: Mesh | None = None, seeds: int = 1
-) -> DeviceFrames | None:
-    """Room on the device, or whole on each, for the frames of one of so many seeds; None if theirs are kept on the host."""
-    if not frames_on_device(experiment, spec, seeds):
-        return None
+def place_frames(experiment: Experiment, spec: EnvSpec, mesh: Mesh | None = None) -> DeviceFrames:
+    """Room for the frames of one seed on the device, or whole on each."""
     layout = Layout(**replay_arguments(experiment, spec))
     assert layout.frame is not None
     return DeviceFrames(layout.frames(slots_on_device(experiment, spec)), layout.frame, everywhere(mesh))

@@ -1,4 +1,4 @@
-"""What a process that trains sets once: where compiled functions are kept, and what becomes of freed memory."""
+"""A process that trains: what it sets once, what it is started with beside others, and how much memory it has had."""
 
 import ctypes
 import os
@@ -21,16 +21,16 @@ def prepare_process() -> None:
     _keep_freed_memory()
 
 
-def beside_others(jobs: int) -> dict[str, str]:
-    """The environment of a process that trains while `jobs` - 1 others do: an accelerator's memory in equal parts.
+def environment_beside(others: int) -> dict[str, str]:
+    """The variables of a process that trains while so many others do: they share an accelerator's memory equally.
 
-    Each is told its part, so that what it finds free there is its own. What the user has set of this stays.
+    Each is told its part, so that it counts on no more. What the user has set of this stays.
     """
-    if jobs == 1:
+    if others < 1:
         return dict(os.environ)
     shares = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     if "XLA_CLIENT_MEM_FRACTION" not in os.environ:  # JAX takes either name, not both
-        shares["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / jobs:.3f}"
+        shares["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / (others + 1):.3f}"
     return shares | os.environ
 
 
@@ -46,7 +46,7 @@ def peak_memory() -> int:
 
 
 def peak_device_memory() -> int | None:
-    """The most bytes that it has had on its first device; None where that does not say, as a CPU does not."""
+    """The most bytes that this process has had on its first device; None where that does not say, as a CPU does not."""
     return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 

@@ -55,6 +55,7 @@ from .placement import (
     check_memory,
     check_networks,
     describe_replay,
+    frames_on_device,
     loop_on_device,
     make_rings,
     place_frames,
@@ -136,7 +137,8 @@ def train(
             directory = Path(resume) if resume else new_directory(experiment) if first else Path(str(experiment.out))
             on_device = loop_on_device(experiment, env)
             rings = make_rings(experiment, env.spec, sharding=everywhere(mesh)) if on_device else None
-            run = Run(experiment, directory, env, agent, past, quiet or not first, stack, rings, mesh=mesh)
+            frames_there = not on_device and frames_on_device(experiment, env.spec)
+            run = Run(experiment, directory, env, agent, past, quiet or not first, stack, rings, 0, frames_there, mesh)
             run.trace(profile)
             if first:
                 run.start(resume is not None)
@@ -254,13 +256,12 @@ class Run:
         stack: ExitStack,
         rings: Rings | None = None,
         place: int = 0,
+        frames_there: bool = False,
         mesh: Mesh | None = None,
-        seeds: int = 1,
     ) -> None:
-        """rings: where the replay is if the loop runs on the device; mesh: of the devices that share every batch.
+        """rings, place: where the replay is if the loop runs on the device; frames_there: whether only its frames are.
 
-        seeds, place: how many train in this process, and which of them this is.
-
+        mesh: of the devices that share every batch.
         Of several processes the first writes `directory`; the others read there, and write to a temporary folder.
         """
         self.experiment, self.directory, self.env, self.agent, self.past = experiment, directory, env, agent, past
@@ -273,7 +274,7 @@ class Run:
         self.output = directory if self.writes else Path(stack.enter_context(TemporaryDirectory(prefix="resprout-")))
         self.compiled = compile_functions(experiment, env.spec, agent, self.sampler, self.acting, mesh)
         self.exploit = exploit_function(agent.exploit)
-        self.rings, self.place, self.seeds = rings, place, seeds
+        self.rings, self.place, self.frames_there = rings, place, frames_there
         self.sampler_device = sampler_device(self.sampler) if rings is None else None
         apart = self.sampler_device and jax.sharding.SingleDeviceSharding(self.sampler_device)
         self.sampler_place = apart or self.everywhere
@@ -359,8 +360,8 @@ class Run:
     def _storage(self) -> Storage:
         experiment, spec = self.experiment, self.env.spec
         try:
-            frames = place_frames(experiment, spec, self.mesh, self.seeds - self.place)  # those before have theirs
-            self.say(check_memory(experiment, spec, frames_apart=frames is not None))
+            self.say(check_memory(experiment, spec, frames_there=self.frames_there))
+            frames = place_frames(experiment, spec, self.mesh) if self.frames_there else None
             arguments = replay_arguments(experiment, spec)
             return Storage(experiment.agent.capacity, count_draws=experiment.count_draws, frames=frames, **arguments)
         except (MemoryError, jax.errors.JaxRuntimeError) as error:

@@ -27,7 +27,7 @@ from .experiment import Experiment, ExperimentError
 from .files import final_return, read_record
 from .metrics import Tracker, plot_seeds, say
 from .placement import check_memory, describe_replay, frames_on_device, lacks_memory, loop_on_device, make_rings
-from .process import beside_others, prepare_process
+from .process import environment_beside, prepare_process
 from .processes import ALONE, Processes
 from .run import (
     Interrupted,
@@ -43,7 +43,7 @@ from .sources import open_sources
 
 Mode = Literal["auto", "vmap", "processes"]
 POLL = 0.2  # seconds between looks at the running processes
-BESIDE_ACCELERATOR = 4  # cores of a process that trains on one: to compile, step environments and feed it
+CORES_BESIDE_ACCELERATOR = 4  # at least, of each process that trains on one: to compile, step environments and feed it
 
 
 class SeedsApart(ExperimentError):
@@ -80,7 +80,7 @@ def train_seeds(
 
     mode: vmap trains all in one process, vmapped, in a loop on the device or on the host as one seed would; processes
         trains as many at a time as there are cores, each on one, and its seeds are bit for bit what runs of their own are;
-        on an accelerator each has four cores, so that fewer share it.
+        on an accelerator each has four cores, so that fewer share it, and what holds of runs there holds of them.
         auto: vmap on an accelerator, processes on a CPU.
     devices: that share the seeds of a loop on the device equally in mode vmap; None for all there are.
     resume: go on in `experiment.out`, where seeds that are finished stay as they are.
@@ -198,8 +198,9 @@ def _train_together(
         recorded = read_record(config).get("sources", []) if _begun(first) else []
         past = open_sources(first.replay_from, first.agent.batch_size, describe_replay(first, spec), recorded)
         rings = make_rings(first, spec, len(each), sharding) if on_device else None
+        frames_there = not on_device and frames_on_device(first, spec, len(each))
         runs = [
-            Run(own, Path(str(own.out)), env, agent, past, quiet or place > 0, stack, rings, place, seeds=len(each))
+            Run(own, Path(str(own.out)), env, agent, past, quiet or place > 0, stack, rings, place, frames_there)
             for place, (own, env) in enumerate(zip(each, envs, strict=True))
         ]
         for run in runs[1:]:
@@ -224,7 +225,7 @@ def _train_together(
 def _check_memory(experiment: Experiment, spec: EnvSpec, on_device: bool, seeds: int, devices: int = 1) -> None:
     """ExperimentError unless there is room for the replays of so many seeds at a time."""
     if not on_device:
-        check_memory(experiment, spec, frames_apart=frames_on_device(experiment, spec, seeds), seeds=seeds)
+        check_memory(experiment, spec, frames_there=frames_on_device(experiment, spec, seeds), seeds=seeds)
     elif lacking := lacks_memory(experiment, spec, seeds // devices):
         raise ExperimentError(f"{seeds} seeds: {lacking}; lower --agent.capacity")
 
@@ -238,7 +239,7 @@ def _train_apart(
     for own in each:
         Experiment.from_json(own.to_json())  # says what cannot be handed to another process
     waiting = [own for own in reversed(each) if not _is_finished(own)]
-    shares = _shares(1 if jax.default_backend() == "cpu" else BESIDE_ACCELERATOR)[: len(waiting)]
+    shares = _shares(1 if jax.default_backend() == "cpu" else CORES_BESIDE_ACCELERATOR)[: len(waiting)]
     if waiting:  # each process sees no more than its own replay, and memory is taken as it fills
         _check_memory(waiting[0], spec, on_device, len(shares))
     running: dict[int, tuple[Experiment, subprocess.Popen[bytes]]] = {}  # by place: which share
@@ -259,7 +260,7 @@ def _train_apart(
             for place, cores in enumerate(shares):
                 if waiting and place not in running:
                     own = waiting.pop()
-                    running[place] = own, _start(own, cores, len(shares))
+                    running[place] = own, _start(own, cores, len(shares) - 1)
             time.sleep(POLL)
             for place, (own, process) in list(running.items()):
                 if process.poll() is None:
@@ -284,7 +285,7 @@ def _train_apart(
 
 
 def _shares(size: int) -> list[list[int]]:
-    """The cores of this process in shares of `size`, or one of all; none named where the system keeps processes to none."""
+    """The cores of this process in shares of `size` or more, or in one; each is empty where a process cannot be kept to its cores."""
     if not hasattr(os, "sched_getaffinity"):
         return [[]] * max(1, (os.cpu_count() or 1) // size)
     cores = sorted(os.sched_getaffinity(0))
@@ -292,13 +293,13 @@ def _shares(size: int) -> list[list[int]]:
     return [cores[place::count] for place in range(count)]
 
 
-def _start(experiment: Experiment, cores: list[int], jobs: int) -> subprocess.Popen[bytes]:
+def _start(experiment: Experiment, cores: list[int], others: int) -> subprocess.Popen[bytes]:
     """A process in a session of its own: a Ctrl-C of the terminal reaches it through us alone, and once."""
     task = json.dumps({"experiment": experiment.to_json(), "cores": cores})
     with Path(f"{experiment.out}.log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "resprout.training.one_seed", task],
-            env=beside_others(jobs),
+            env=environment_beside(others),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
