@@ -12,11 +12,13 @@ from jax.flatten_util import ravel_pytree
 from numpy.testing import assert_allclose, assert_array_equal
 
 from resprout.diagnostics import (
+    Probe,
     approximate_rank,
     effective_rank,
     feature_matrix,
     feature_rank,
     layer_graph,
+    measure,
     ntk,
     ntk_rank,
     sharpness,
@@ -37,6 +39,22 @@ def with_singular_values(*values, n=12, seed=0):
     left = np.linalg.qr(rng.normal(size=(n, len(values))))[0]
     right = np.linalg.qr(rng.normal(size=(len(values), len(values))))[0]
     return jnp.asarray(left * np.array(values) @ right, jnp.float32)
+
+
+def test_products_of_a_measured_network_keep_all_bits_of_float32():
+    """Where a device would round them: what a program asks for, as CPUs round none."""
+    kernels = [normal(6, 8), normal(8, 4)]
+
+    def apply(kernels, x):
+        return jnp.maximum(x @ kernels[0], 0) @ kernels[1]
+
+    def look(kernels, x):
+        probe = Probe(apply, kernels, (x,), loss=lambda outputs: (outputs**2).sum(), key=jax.random.key(0))
+        return measure(probe, ("effective_rank", "ntk_rank", "sharpness"))
+
+    program = str(jax.make_jaxpr(look)(kernels, normal(5, 6)))
+    products = program.count("dot_general[")
+    assert products > 2 and program.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == products
 
 
 # ---- Ranks

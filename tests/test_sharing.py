@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 from resprout.agents import DQN
 from resprout.training import Experiment, ExperimentError, train
 from resprout.training.__main__ import dispatch
-from resprout.training.sharing import share_batch
+from resprout.training.sharing import host_device, share_batch
 
 RUNS = """
 import dataclasses, pathlib, shutil, sys
@@ -156,6 +157,23 @@ SMALL = DQN(warmup=60, batch_size=8, hidden=(8,), target_period=10, capacity=100
 
 def small(directory: Path, **changes: Any) -> Experiment:
     return Experiment(agent=SMALL, env="gym/CartPole-v1", steps=80, eval_episodes=0, out=str(directory), **changes)
+
+
+@pytest.mark.parametrize(
+    ("default", "backends", "expected"),
+    [("cpu", {"cpu"}, None), ("gpu", {"gpu", "cpu"}, "cpu:0"), ("gpu", {"gpu"}, None)],
+)
+def test_where_jax_is_to_do_without_the_cpu_nothing_is_drawn_there(
+    default: str, backends: set[str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def local_devices(backend: str) -> list[str]:
+        if backend not in backends:
+            raise RuntimeError(f"Unknown backend {backend}")
+        return [f"{backend}:0"]
+
+    monkeypatch.setattr(jax, "default_backend", lambda: default)
+    monkeypatch.setattr(jax, "local_devices", local_devices)
+    assert host_device() == expected
 
 
 def test_one_device_shares_nothing(tmp_path: Path) -> None:
