@@ -193,12 +193,11 @@ def _train_together(
         spec = envs[0].spec
         agent = first.build_agent(spec)
         on_device = loop_on_device(first, envs[0])
-        _check_memory(first, spec, on_device, len(each), sharding.num_devices if sharding else 1)
+        frames_there = _check_memory(first, spec, on_device, len(each), sharding.num_devices if sharding else 1)
         config = Path(str(first.out), "config.json")
         recorded = read_record(config).get("sources", []) if _begun(first) else []
         past = open_sources(first.replay_from, first.agent.batch_size, describe_replay(first, spec), recorded)
         rings = make_rings(first, spec, len(each), sharding) if on_device else None
-        frames_there = not on_device and frames_on_device(first, spec, len(each))
         runs = [
             Run(own, Path(str(own.out)), env, agent, past, quiet or place > 0, stack, rings, place, frames_there)
             for place, (own, env) in enumerate(zip(each, envs, strict=True))
@@ -222,12 +221,15 @@ def _train_together(
             raise Interrupted(stop.exit_code - 128, out) from None
 
 
-def _check_memory(experiment: Experiment, spec: EnvSpec, on_device: bool, seeds: int, devices: int = 1) -> None:
-    """ExperimentError unless there is room for the replays of so many seeds at a time."""
-    if not on_device:
-        check_memory(experiment, spec, frames_there=frames_on_device(experiment, spec, seeds), seeds=seeds)
-    elif lacking := lacks_memory(experiment, spec, seeds // devices):
-        raise ExperimentError(f"{seeds} seeds: {lacking}; lower --agent.capacity")
+def _check_memory(experiment: Experiment, spec: EnvSpec, on_device: bool, seeds: int, devices: int = 1) -> bool:
+    """Whether only the frames of so many seeds' replays go to the device; ExperimentError unless there is room for all."""
+    if on_device:
+        if lacking := lacks_memory(experiment, spec, seeds // devices):
+            raise ExperimentError(f"{seeds} seeds: {lacking}; lower --agent.capacity")
+        return False
+    frames_there = frames_on_device(experiment, spec, seeds)
+    check_memory(experiment, spec, frames_there=frames_there, seeds=seeds)
+    return frames_there
 
 
 # In processes
