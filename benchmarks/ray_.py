@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from ..training import Experiment
+from ..training.process import environment_with
 from .progress import SuiteProgress
 from .runner import Failure, Run, conclude, conclude_finished, last_words, log_path, pace, start, wait
 
@@ -241,11 +242,7 @@ def work(experiment: dict[str, Any], needs: Needs) -> None:
     """
     run = Experiment.from_json(experiment)
     directory = Path(str(run.out))
-    environment = dict(os.environ)
-    if not needs.gpus:
-        environment["JAX_PLATFORMS"] = "cpu"
-    elif needs.gpus < 1:
-        environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 * needs.gpus:.3f}"
+    environment = environment_with(needs.gpus) if needs.gpus else os.environ | {"JAX_PLATFORMS": "cpu"}
     wait_for_release(directory)
     cores = claim_cores(needs.cpus) or sorted(os.sched_getaffinity(0))
     process, said_before = start([run], cores, environment)

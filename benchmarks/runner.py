@@ -24,7 +24,7 @@ from rich.console import Console
 
 from ..training import Experiment
 from ..training.files import final_return, read_record
-from ..training.process import environment_beside
+from ..training.process import environment_with
 from .progress import Pace, SuiteProgress
 from .suites import Budget, Suite
 
@@ -128,7 +128,7 @@ def run_all(
     waiting = list(reversed(batches))
     running: dict[int, tuple[Batch, subprocess.Popen[bytes], int]] = {}  # by place: which share of the cores
     failures: list[Failure] = []
-    environment = environment_beside(min(jobs, len(batches)) - 1)
+    environment = environment_with(1 / max(1, min(jobs, len(batches))))
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         arms = [batch[0].arm for batch in batches]

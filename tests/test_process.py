@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from resprout.training.process import environment_beside
+from resprout.training.process import environment_with
 
 # Allocates and frees 100 MB ten times, in the first thread or another, and prints the page faults of the last nine.
 PROGRAM = """
@@ -53,12 +53,12 @@ def test_processes_side_by_side_are_told_their_part_of_an_accelerator(monkeypatc
     for name in list(os.environ):
         if "MEM_FRACTION" in name or "PREALLOCATE" in name:
             monkeypatch.delenv(name)
-    assert environment_beside(0) == dict(os.environ)
+    assert environment_with(1) == dict(os.environ)
     parts = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.300"}
-    assert environment_beside(2) == os.environ | parts
+    assert environment_with(1 / 3) == os.environ | parts
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.2")  # JAX refuses both names at once
-    assert environment_beside(2) == dict(os.environ)
+    assert environment_with(1 / 3) == dict(os.environ)
 
 
 def test_peak_memory_counts_what_was_given_back():

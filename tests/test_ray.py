@@ -100,6 +100,25 @@ def test_without_ray_its_extra_is_named(monkeypatch):
         ray_.check_address("local")
 
 
+@pytest.mark.parametrize(
+    ("gpus", "platforms", "memory"), [(0.0, "cpu", None), (0.5, None, "0.450"), (1.0, None, None), (2.0, None, None)]
+)
+def test_a_run_is_told_its_part_of_a_gpu(gpus, platforms, memory, tmp_path, monkeypatch):
+    told = {}
+
+    def start(experiments, cores, environment):
+        told.update(environment)
+        return subprocess.Popen(["true"], stdin=subprocess.PIPE), 0
+
+    for name in ("JAX_PLATFORMS", "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(ray_, "start", start)
+    monkeypatch.setattr(ray_, "claim_cores", lambda count: [])
+    (run, *_) = runner.runs(SUITE, ["a"], [TASK], [0], 12_000, tmp_path)
+    ray_.work(run.experiment.to_json(), ray_.Needs(gpus=gpus))
+    assert (told.get("JAX_PLATFORMS"), told.get("XLA_PYTHON_CLIENT_MEM_FRACTION")) == (platforms, memory)
+
+
 @needs_ray
 @pytest.mark.slow
 def test_a_server_that_is_no_cluster_does_not_keep_us(silent_port, monkeypatch):

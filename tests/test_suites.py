@@ -233,6 +233,24 @@ def test_a_run_that_is_over_when_the_suite_is_stopped_leaves_no_replay(tmp_path,
     assert [(run.directory / "replay").exists() for run in runs] == [False, True]
 
 
+@pytest.mark.parametrize(("jobs", "seeds", "memory"), [(3, 2, "0.450"), (2, 5, "0.450"), (4, 1, None)])
+def test_processes_have_equal_parts_of_an_accelerator(jobs, seeds, memory, tmp_path, monkeypatch):
+    """As many parts as there are processes at a time."""
+    told = []
+
+    def start(experiments, cores, environment):
+        told.append(environment.get("XLA_PYTHON_CLIENT_MEM_FRACTION"))
+        return subprocess.Popen(["false"], stdin=subprocess.PIPE), 0
+
+    for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(runner, "start", start)
+    monkeypatch.setattr(runner, "last_words", lambda *_: "")
+    every = runner.runs(TINY, ["a"], TINY.tasks[:1], range(seeds), 150, tmp_path)
+    assert len(runner.run_all(every, jobs, False, Console(file=io.StringIO()))) == seeds
+    assert told == [memory] * seeds
+
+
 def test_a_directory_of_another_experiment_is_refused(tmp_path):
     finish(tmp_path, "a", TINY.tasks[0], 0, 1.0)
     other = dataclasses.replace(TINY, arms={"a": dataclasses.replace(CARTPOLE, num_envs=2)})

@@ -21,16 +21,16 @@ def prepare_process() -> None:
     _keep_freed_memory()
 
 
-def environment_beside(others: int) -> dict[str, str]:
-    """The variables of a process that trains while so many others do: they share an accelerator's memory equally.
+def environment_with(share: float) -> dict[str, str]:
+    """The variables of a process that trains on a share of an accelerator, beside others that have the rest.
 
-    Each is told its part, so that it counts on no more. What the user has set of this stays.
+    It is told its part of the memory, so that it counts on no more. What the user has set of this stays.
     """
-    if others < 1:
+    if share >= 1:
         return dict(os.environ)
     shares = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     if "XLA_CLIENT_MEM_FRACTION" not in os.environ:  # JAX takes either name, not both
-        shares["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / (others + 1):.3f}"
+        shares["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 * share:.3f}"
     return shares | os.environ
 
 

@@ -27,7 +27,7 @@ from .experiment import Experiment, ExperimentError
 from .files import final_return, read_record
 from .metrics import Tracker, plot_seeds, say
 from .placement import check_memory, describe_replay, frames_on_device, lacks_memory, loop_on_device, make_rings
-from .process import environment_beside, prepare_process
+from .process import environment_with, prepare_process
 from .processes import ALONE, Processes
 from .run import (
     Interrupted,
@@ -262,7 +262,7 @@ def _train_apart(
             for place, cores in enumerate(shares):
                 if waiting and place not in running:
                     own = waiting.pop()
-                    running[place] = own, _start(own, cores, len(shares) - 1)
+                    running[place] = own, _start(own, cores, 1 / len(shares))
             time.sleep(POLL)
             for place, (own, process) in list(running.items()):
                 if process.poll() is None:
@@ -295,13 +295,13 @@ def _shares(size: int) -> list[list[int]]:
     return [cores[place::count] for place in range(count)]
 
 
-def _start(experiment: Experiment, cores: list[int], others: int) -> subprocess.Popen[bytes]:
+def _start(experiment: Experiment, cores: list[int], share: float) -> subprocess.Popen[bytes]:
     """A process in a session of its own: a Ctrl-C of the terminal reaches it through us alone, and once."""
     task = json.dumps({"experiment": experiment.to_json(), "cores": cores})
     with Path(f"{experiment.out}.log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "resprout.training.one_seed", task],
-            env=environment_beside(others),
+            env=environment_with(share),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
