@@ -44,6 +44,7 @@ convolutional = orthogonal(math.sqrt(2))
 class DrQv2:
     """DrQ-v2 for pixels and continuous actions; Yarats et al. (2022, arXiv 2107.09645), defaults of its code.
 
+    The code draws no transition whose n steps reach past an episode's end; here the shorter sums there are learnt from too.
     ValueError in one line names a field whose value cannot be.
     """
 

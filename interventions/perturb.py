@@ -88,9 +88,10 @@ def dormancy_perturb(
     DrM (Xu et al., 2024, arXiv 2310.19668), whose agent knows its dormancy: measure=state,k=2,high=1,period=50000, which are
     its 100,000 agent steps; high is 0.9 or 0.6 for hard tasks. Of other agents measure=activation,tau=0.025,of=actor.
 
-    measure: gradient, the norms of the loss's gradients by the units' weights, output layers included; activation, E|h|
-        of the hidden units as they are read and of every output [B, ..., units] of the network; state, the `dormancy` that
-        the agent's state carries, where tau, strict and of do not count.
+    measure: gradient, the norms of the loss's gradients by the units' weights after the gradient step (ACE's code: the
+        gradient of that step), output layers included; activation, E|h| of the hidden units as they are read and of every
+        output [B, ..., units] of the network; state, the `dormancy` that the agent's state carries, where tau, strict and
+        of do not count.
     tau, strict: a unit is dormant at, or if strict below, tau of its layer's mean. k: dimensionless.
     of: the learner whose dormancy on the same transitions it is; None: each its own.
     entries: dense, kernels and biases of dense layers, the heads' too; convolutions and norms stay. all: every entry.

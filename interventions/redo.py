@@ -59,9 +59,11 @@ def redo(
         stream; isolated; all.
     init: own initialisers; xavier, as the authors' code has it for every network.
     outgoing: zero, or random as the paper's ablation.
-    scaling: length of the new incoming weights, in mean lengths of the layer's others; None leaves them.
+    scaling: length of the new incoming weights, in mean lengths of the layer's others (of that member); None leaves them.
     count: Adam's, of the entries recycled: see `edit`. forget_bias: Adam's moments of the biases too.
     target: keep it, or edit it likewise.
+    Scores are of the parameters after the gradient step; ReDo for SAC took the activations of the step itself. Gradient steps
+    are counted from the first; the authors' code counts those of the warm-up too, which moves the first event.
     `paper` as a value, and forget_bias=false, are what the authors' code does; its row order behind a flatten is a defect
     that is not offered.
     """
@@ -170,19 +172,22 @@ def recyclable(graph: LayerGraph, name: str = "redo", layers: Layers = "private"
 
 
 def _scaled(fresh: PyTree, params: PyTree, graph: LayerGraph, units: Units, scaling: float) -> PyTree:
-    """Fresh kernels whose units' incoming weights are `scaling` mean lengths long; of those not recycled, if there are any."""
+    """Fresh kernels whose units' incoming weights are `scaling` mean lengths long: of those kept in their member, if any."""
     leaves, new = named_leaves(params), named_leaves(fresh)
     for name, chosen in units.items():
         for leaf, owners in graph[name].incoming.items():
-            ids = jnp.broadcast_to(jnp.where(owners < 0, graph[name].units, owners), new[leaf].shape).ravel()
+            layer = graph[name]
+            ids = jnp.broadcast_to(jnp.where(owners < 0, layer.units, owners), new[leaf].shape).ravel()
 
-            def lengths(kernel: jax.Array, ids: jax.Array = ids, size: int = graph[name].units) -> jax.Array:
-                return jnp.sqrt(jnp.zeros(size).at[ids].add(jnp.square(kernel).ravel(), mode="drop"))
+            def lengths(kernel: jax.Array, ids: jax.Array = ids, layer: Layer = layer) -> jax.Array:
+                squares = jnp.zeros(layer.units).at[ids].add(jnp.square(kernel).ravel(), mode="drop")
+                return jnp.sqrt(squares).reshape(layer.shape)
 
-            kept = jnp.where(chosen.ravel(), 0.0, 1.0)
-            mean = (kept * lengths(leaves[leaf])).sum() / jnp.maximum(kept.sum(), 1.0)
+            kept = jnp.where(chosen, 0.0, 1.0)
+            others = kept.sum(axis=-1, keepdims=True)
+            mean = (kept * lengths(leaves[leaf])).sum(axis=-1, keepdims=True) / jnp.maximum(others, 1.0)
             own = lengths(new[leaf])
-            factor = jnp.where((kept.sum() > 0) & (own > 0), scaling * mean / jnp.maximum(own, 1e-30), 1.0)
+            factor = jnp.where((others > 0) & (own > 0), scaling * mean / jnp.maximum(own, 1e-30), 1.0).ravel()
             new[leaf] = new[leaf] * factor.at[ids].get(mode="fill", fill_value=1.0).reshape(new[leaf].shape)
     return jax.tree.unflatten(jax.tree.structure(fresh), list(new.values()))
 

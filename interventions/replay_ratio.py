@@ -36,9 +36,11 @@ def adaptive_replay_ratio(
     Defaults are the code's for DeepMind Control, where an episode has 500 agent steps and every 50th is the window. There the
     unit is the episode; here it is the agent step, which holds for episodes of any length, and for as many environments
     as `window` has steps.
-    The diagnostic is read off the batch just learnt from, after that gradient step (there: before it), of the critic;
-    learner=NAME reads another network. layers: names of its layers, or of modules, that are looked at; all if none. Theirs are
-    those with ReLU: of DrQ-v2's critic layers=heads. Which of a Q-network's the paper does not say. It costs a forward pass at the gradient steps of the window, nothing at others.
+    The diagnostic is read off the batch just learnt from, after that gradient step and without a random shift
+    (there: before it, shifted), of the critic; learner=NAME reads another network. It costs a forward pass at the gradient
+    steps of the window, nothing at others.
+    layers: names of its layers, or of modules, that are looked at; all if none. Theirs are those with ReLU: of DrQ-v2's critic
+    layers=heads. Which of a Q-network's the paper does not say.
     """
     require(low > 0 and high > 0, f"low and high must be positive, not {low} and {high}")
     require(every > window > 0, f"window must lie in (0, every = {every}), not {window}")

@@ -106,11 +106,15 @@ def masked(
         # The other expectations sum to `remaining + lost` and are to sum to `remaining`, as the draws do.
         remaining = state.all_drawn - lost_draws
         growth = jnp.where(remaining > 0, -lost / (remaining + lost), 0)
+        # where no draw remains they are to be 0, which no multiple of them is: all slots are settled before the next draw
+        none_left = (remaining == 0) & (lost_draws > 0)
+        unsettled = jnp.where(none_left, capacity, state.unsettled)
         tilt = state.tilt + (1 - state.tilt) * growth / (1 + growth)
         # made from `before`, or XLA would copy all that it is read from, not knowing that it is read before it is written
         priority = jnp.where(written, state.highest, before.priority)
         new = Account(priority, jnp.where(written, 0, before.drawn), jnp.where(written, 0, before.debt))
-        state = state.replace(drawn=_put(state.drawn, slots, new.drawn), all_drawn=remaining, tilt=tilt)
+        drawn = _put(state.drawn, slots, new.drawn)
+        state = state.replace(drawn=drawn, all_drawn=remaining, tilt=tilt, unsettled=unsettled)
         return _store(state, slots, new)
 
     def sample(state: MaskedState, batch_size: int) -> tuple[MaskedState, jax.Array, jax.Array]:
@@ -158,7 +162,8 @@ def draw_debt(state: MaskedState) -> jax.Array:
 
 
 def _debt(state: MaskedState, account: Account) -> jax.Array:
-    return (account.debt - state.tilt * account.drawn) / (1 - state.tilt)
+    debt = (account.debt - state.tilt * account.drawn) / (1 - state.tilt)
+    return jnp.where(state.all_drawn > 0, debt, 0)  # expectations sum to all draws
 
 
 def _accounts(state: MaskedState, slots: jax.Array) -> Account:

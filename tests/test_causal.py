@@ -149,7 +149,7 @@ def test_a_chain_is_put_in_order() -> None:
 
 
 @pytest.mark.parametrize("position", range(6))
-def test_the_reward_comes_last_wherever_it_stands(position: int) -> None:
+def test_the_reward_comes_after_what_it_depends_on_wherever_it_stands(position: int) -> None:
     states, actions, rewards = uniform_data(3)
     data = np.insert(np.column_stack([states, actions]), position, rewards, axis=1)
     # a2 and s1 stand alone and could go anywhere; what the reward depends on goes before it

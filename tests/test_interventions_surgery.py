@@ -416,8 +416,8 @@ def test_activation_dormancy_sets_how_much_is_kept():
 
 
 def test_gradient_dormancy_sets_how_much_is_kept():
-    # A8 and A9: of 10 units, 8 hidden ones and 2 outputs, m get no gradient.
-    network, init = mlp((8, 2))
+    # A8 and A9: of 20 units, 18 hidden ones and 2 outputs, m get no gradient.
+    network, init = mlp((18, 2))
     inputs = jnp.abs(normal(6, 3))
     learner = trained(init)
 
@@ -426,14 +426,16 @@ def test_gradient_dormancy_sets_how_much_is_kept():
         loss = {"loss_fn": lambda outputs: (outputs * weights).mean()}
         return intervene(dormancy_perturb(), learner, network.apply, (inputs,), KEY, **loss)
 
-    for dead, keep in ((0, 0.9), (1, 0.9), (3, 0.7), (8, 0.2)):
-        hidden = min(dead, 7)  # one stays, so that the layer is not silent
-        weights = np.asarray([[float(dead < 8), 1.0]], np.float32)
-        outgoing = np.where(np.arange(8)[:, None] < hidden, 0.0, np.ones((8, 2))).astype(np.float32)
-        first = {"kernel": np.ones((3, 8), np.float32), "bias": np.ones(8, np.float32)}
+    for dead, keep in ((0, 0.9), (1, 0.9), (2, 0.9), (6, 0.7), (16, 0.2), (18, 0.2)):
+        hidden = min(
+            dead, 15 if dead < 18 else 17
+        )  # one of each layer stays: strictly below its mean, none of a silent one is
+        weights = np.asarray([[float(dead < 16), 1.0]], np.float32)
+        outgoing = np.where(np.arange(18)[:, None] < hidden, 0.0, np.ones((18, 2))).astype(np.float32)
+        first = {"kernel": np.ones((3, 18), np.float32), "bias": np.ones(18, np.float32)}
         params = {"Dense_0": first, "Dense_1": {"kernel": outgoing, "bias": np.ones(2, np.float32)}}
         after, info = host(call(learner.replace(params={"params": params}), weights))
-        np.testing.assert_allclose(info["dormancy"], dead / 10, rtol=1e-6)
+        np.testing.assert_allclose(info["dormancy"], dead / 20, rtol=1e-6)
         np.testing.assert_allclose(info["keep"], keep, rtol=1e-6)
         np.testing.assert_allclose(after.params["params"]["Dense_0"]["bias"], keep, rtol=1e-6)
         fresh = (after.params["params"]["Dense_0"]["kernel"] - keep) / (1 - keep)

@@ -162,6 +162,30 @@ def test_the_same_masks_as_the_dense_version_on_a_random_trace(
     assert min(followed[pair] for pair in itertools.product(["add", "sample", "update"], repeat=2)) > 20
 
 
+def test_expectations_end_with_the_last_draw(precision):
+    """Where every slot drawn so far is written anew, nothing was drawn of the others, and nothing expected."""
+    sampler, dense = masked(10), Dense(10)
+    add, sample, update = operations(sampler, 2)
+    state = filled(sampler, 10)
+    dense.add(np.arange(10))
+    for _ in range(3):
+        for _ in range(2):
+            state, slots, masks = sample(state)
+            np.testing.assert_array_equal(masks, dense.masks())
+            dense.sampled(np.asarray(slots))
+        for slot in np.flatnonzero(dense.drawn):
+            state = add(state, jnp.array([slot], jnp.int32))
+            dense.add(np.array([slot]))
+            np.testing.assert_allclose(draw_debt(state), dense.drawn - dense.expected, atol=precision)
+        assert not dense.drawn.any() and not dense.expected.any()
+        for slot in (3, 7):  # nothing is lost with what owes nothing
+            state = update(state, jnp.array([slot], jnp.int32), jnp.array([2.0]))
+            dense.update(np.array([slot]), np.array([2.0]))
+            state = add(state, jnp.array([slot], jnp.int32))
+            dense.add(np.array([slot]))
+            np.testing.assert_allclose(draw_debt(state), 0, atol=precision)
+
+
 @pytest.mark.slow
 def test_vmapped_traces_are_separate_traces():
     """Three traces at once, in which a batch is followed by other things; in one nothing ever has new priorities."""

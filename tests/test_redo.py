@@ -23,7 +23,7 @@ from resprout.diagnostics import layer_graph
 from resprout.interventions import Context, InterventionError, intervene, redo
 from resprout.interventions.redo import select_units
 
-from .test_layers import Network, architectures, channels_first, drawn, normal, prepared, randomised
+from .test_layers import Network, architectures, drawn, normal, prepared, randomised
 
 KEY = jax.random.key(3)
 AGE = 7
@@ -164,6 +164,23 @@ def test_scaling_gives_new_weights_the_length_of_the_others():
     np.testing.assert_array_equal(lengths[[1, 3]], before[[1, 3]])
 
 
+def test_scaling_measures_the_lengths_of_each_member():
+    network = critic_network(SAC(hidden=(6,)), 3)
+    inputs = normal(64, 4), normal(64, 1)
+    params = drawn(network, *inputs)
+    hidden = params["params"]["hidden"]["dense_0"]
+    hidden["kernel"] *= jnp.array([1.0, 100.0, 1.0])[:, None, None]
+    hidden["bias"] = hidden["bias"].at[0, 2].set(-1e3).at[2].set(-1e3)  # a unit of the first member, all of the last
+    after, info = recycled(redo(tau=0.0, scaling=0.5), seasoned(params), network.apply, *inputs)
+    assert info["recycled"]["hidden/dense_0"] == 7
+    before = np.linalg.norm(hidden["kernel"], axis=1)
+    lengths = np.linalg.norm(after.params["params"]["hidden"]["dense_0"]["kernel"], axis=1)
+    np.testing.assert_allclose(lengths[0, 2], 0.5 * np.delete(before[0], 2).mean(), rtol=1e-5)
+    np.testing.assert_array_equal(lengths[1], before[1])
+    fresh = randomised(params, seed=99)["params"]["hidden"]["dense_0"]["kernel"]
+    np.testing.assert_allclose(lengths[2], np.linalg.norm(fresh[2], axis=0), rtol=1e-5)  # no others to measure by
+
+
 # ---- O4: outputs stay, to the bit, and the entries edited are the right ones
 
 
@@ -196,19 +213,46 @@ def test_o4_channel_last():
 
 
 def test_o4_channel_first():
+    """The same and from dense to dense, the weights as PyTorch keeps them: [out, in, h, w] and [out, in]."""
+
+    def network(params, x):
+        for layer in ("conv_0", "conv_1"):
+            x = lax.conv(x, params[layer]["kernel"], (1, 1), "VALID") + params[layer]["bias"][None, :, None, None]
+            x = jax.nn.relu(x)
+        x = x.reshape(x.shape[0], -1)
+        for layer in ("dense_0", "dense_1"):
+            x = jax.nn.relu(jnp.einsum("oi,bi->bo", params[layer]["kernel"], x) + params[layer]["bias"][None])
+        return (params["value"] @ x.T).T + (params["advantage"] @ x.T).T
+
+    dead = {"conv_0": 1, "conv_1": 0, "dense_0": 3, "dense_1": 1}
+    shapes = {"conv_0": (2, 3, 2, 2), "conv_1": (2, 2, 2, 1), "dense_0": (4, 12), "dense_1": (3, 4)}
     params = {
-        "conv": normal(2, 3, 2, 2),
-        "conv_bias": jnp.array([-1e3, 1.0]),
-        "dense": normal(3, 8),
-        "dense_bias": normal(3),
-        "head": normal(1, 3),
+        layer: {"kernel": jnp.abs(normal(*shape)), "bias": normal(*shape[:1]) + 5} for layer, shape in shapes.items()
     }
-    x = normal(2, 3, 3, 3)
-    after, info = recycled(redo(tau=0.0), seasoned(params), channels_first, x)
-    assert info["recycled"]["conv"] == 1
-    np.testing.assert_array_equal(jax.jit(channels_first)(params, x), jax.jit(channels_first)(after.params, x))
-    zero = np.asarray(after.params["dense"] == 0)
-    assert zero[:, :4].all() and not zero[:, 4:].any()  # row c * H * W + h * W + w
+    for layer, unit in dead.items():
+        params[layer]["bias"] = params[layer]["bias"].at[unit].set(-1e3)
+    params |= {"value": normal(1, 3), "advantage": normal(2, 3)}
+    x = normal(2, 3, 4, 4)  # [2, 3, 3] behind the first convolution, [2, 2, 3] behind the second
+    after, info = recycled(redo(tau=0.0), seasoned(params), network, x)
+    assert {name: int(count) for name, count in info["recycled"].items()} == dict.fromkeys(dead, 1)
+    apply = jax.jit(network)
+    for inputs in (x, normal(2, 3, 4, 4, seed=5)):
+        np.testing.assert_array_equal(apply(params, inputs), apply(after.params, inputs))
+
+    changed = jax.tree.map(lambda a, b: np.asarray(a != b), params, after.params)
+    expected = jax.tree.map(np.zeros_like, changed)
+    for layer, unit in dead.items():
+        expected[layer]["kernel"][unit] = expected[layer]["bias"][unit] = True
+    expected["conv_1"]["kernel"][:, 1] = True
+    expected["dense_0"]["kernel"][:, :6] = True  # column c * H * W + h * W + w of channel 0
+    expected["dense_1"]["kernel"][:, 3] = expected["value"][:, 1] = expected["advantage"][:, 1] = True
+    chex.assert_trees_all_equal(changed, expected)
+    for columns in (
+        after.params["dense_0"]["kernel"][:, :6],
+        after.params["value"][:, 1],
+        after.params["advantage"][:, 1],
+    ):
+        assert not columns.any()
 
 
 def dead_somewhere(graph, params, seed):
@@ -612,5 +656,6 @@ def test_o11_targets_that_change_make_units_dormant():
     asleep = {name: ~h.any(axis=0) for name, h in graph.activations(moved.params, x).items()}
     pruned = jax.tree.map(lambda m, leaf: jnp.where(m, 0, leaf), graph.masks(asleep).outgoing, moved.params)
     np.testing.assert_array_equal(jax.jit(mlp)(pruned, x), jax.jit(mlp)(moved.params, x))
+    assert float(fixed[-100:].mean()) < float(fixed[:100].mean()) + 0.02
     assert float(moving[-100:].mean()) > float(fixed[-100:].mean()) + 0.2
     assert float(kept[-100:].mean()) < float(moving[-100:].mean()) - 0.2

@@ -100,6 +100,7 @@ def test_e3_controls():
     capacity = 160
     with_replacement = lives(uniform(capacity), capacity, 32, 4, capacity * 250)
     assert abs(with_replacement.mean() - 8) < 0.05 and abs(with_replacement.var() - 8) < 0.3
+    assert 1.5e-4 < (with_replacement == 0).mean() < 6e-4  # e^-8 is 3.4e-4
     without = lives(without_replacement(capacity), capacity, 32, 4, capacity * 250)
     assert abs(without.mean() - 8) < 0.05 and abs(without.var() - 8 * (1 - 32 / capacity)) < 0.3
 
