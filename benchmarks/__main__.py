@@ -210,9 +210,14 @@ def add_to_results(name: str, flags: list[str], console: Console) -> int:
     asked = parser.parse_args(flags)
     check_folder("--results", asked.results)
     rows, points = read_finished(asked.source, name, suite.arms, suite.width)
+    bare = {row.key[1:] for row in rows} - {point[:3] for point in points}
+    if bare and suite.fresh:
+        one = " ".join(map(str, min(bare)))
+        raise UsageError(f"{asked.source} has no curve of {one}, and runs of {name} are measured by their curves")
     table = paths(name, asked.results)[0]
     new = add(rows, points, name, asked.results, partial(check_rows, name, suite))
-    console.print(f"{table}: {new} runs added, {len(rows) - new} were there already", markup=False, soft_wrap=True)
+    said = f"{table}: {new} runs added, {len(rows) - new} were there already"
+    console.print(said + f"; {len(bare)} without a curve" * bool(bare), markup=False, soft_wrap=True)
     return 0
 
 

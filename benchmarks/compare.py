@@ -64,9 +64,16 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(field, value, value) where they are not the same; a field that one of them has not is a dash there."""
-    keys = [*first, *(key for key in second if key not in first)]
-    pairs = [(key, *(text(of[key], "none") if key in of else "-" for of in (first, second))) for key in keys]
-    return [(key, a, b) for key, a, b in pairs if a != b]
+    absent = object()
+    found = []
+    for key in [*first, *(key for key in second if key not in first)]:
+        values = [of.get(key, absent) for of in (first, second)]
+        exact = [repr(value) for value in values]  # true is not 1
+        if exact[0] == exact[1]:
+            continue
+        a, b = ("-" if value is absent else text(value, "none") for value in values)
+        found.append((key, a, b) if a != b else (key, exact[0], exact[1]))
+    return found
 
 
 def text(value: Any, nothing: str = "-") -> str:

@@ -26,7 +26,8 @@ import numpy as np
 from ..training.checkpoint import write_atomically
 from ..training.metrics import read_metrics
 
-SCHEMA = 1  # of both files; a reader refuses every other
+SCHEMAS = 1, 2  # of rows, those that are read; the last is written. 1 had no `environment`
+CURVES_SCHEMA = 1
 RESULTS = Path(__file__).parent / "results"
 POINTS = 20  # of a curve, each of as many equal parts of a run; unless the suite says how many agent steps one is of
 RETURNS = ("eval/return", "episode/return")
@@ -61,6 +62,7 @@ class Row:
     jax: str  # version
     directory: str  # OUT/ARM/FAMILY-TASK/sSEED, its last four parts
     finished: str  # date, UTC
+    environment: str = ""  # packages behind it and their versions
 
     @property
     def commits(self) -> list[str]:
@@ -86,25 +88,25 @@ class Point(NamedTuple):
 
 Check = Callable[[Sequence[Row]], None]
 COLUMNS = tuple(part.name for part in dataclasses.fields(Row))
-READ: dict[Any, Any] = {str: str, int: int, float: lambda text: float(text or "nan")}
 POSITION = ("arm", "task", "seed", "step")  # columns of the curves before the metrics
 
 
 def row_of(directory: Path, suite: str, arm: str) -> Row:
     """Of a finished run. ValueError, in one line, if it is none."""
-    try:
+    with _finished(directory):
         config = json.loads((directory / "config.json").read_text())
         summary = json.loads((directory / "summary.json").read_text())
         experiment, versions = config["experiment"], config["versions"]
         task, atari = experiment["env"], experiment["env"].startswith("atari/")
+        behind = config["environment"]["protocol"].get("versions", {})
         clock = max(line["wall_clock"] for line in read_metrics(directory / "metrics.jsonl"))
         return Row(
             suite=suite,
             arm=arm,
             task=task,
             seed=experiment["seed"],
-            agent_steps=summary["agent_steps"],
-            gradient_steps=summary["gradient_steps"],
+            agent_steps=int(summary["agent_steps"]),
+            gradient_steps=int(summary["gradient_steps"]),
             final_return=number(summary["return"]),
             episodes=len(summary["episode_returns"]),
             steps_per_second=number(summary["steps_per_second"]),
@@ -116,8 +118,15 @@ def row_of(directory: Path, suite: str, arm: str) -> Row:
             jax=versions["jax"] or "",
             directory="/".join(directory.absolute().parts[1:][-4:]),
             finished=datetime.datetime.fromtimestamp(clock, datetime.UTC).date().isoformat(),
+            environment=", ".join(f"{package} {version}" for package, version in behind.items()),
         )
-    except (OSError, KeyError, TypeError, ValueError) as error:
+
+
+@contextmanager
+def _finished(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{directory} is no finished run ({type(error).__name__}: {error})") from None
 
 
@@ -131,18 +140,19 @@ def curve_points(directory: Path, row: Row, width: int | None = None) -> list[Po
     span = width * POINTS if width else row.agent_steps  # agent steps of as many points
     found: dict[tuple[int, str], list[float]] = defaultdict(list)
     weights: dict[tuple[int, str], list[int]] = defaultdict(list)
-    for line in read_metrics(directory / "metrics.jsonl"):
-        part = max(-(-min(line["step"], row.agent_steps) * POINTS // span), 1)  # by where it ends
-        for metric, value in line.items():
-            kept = metric in RETURNS or metric.startswith(CURVES) or metric.endswith(RATIO)
-            if kept and value is not None:
-                place = min(part * span // POINTS, row.agent_steps), metric
-                found[place].append(value)
-                weights[place].append(line["episode/count"] if metric == "episode/return" else 1)
-    return [
-        Point(row.arm, row.task, row.seed, *place, float(np.average(values, weights=weights[place])))
-        for place, values in sorted(found.items())
-    ]
+    with _finished(directory):
+        for line in read_metrics(directory / "metrics.jsonl"):
+            part = max(-(-min(line["step"], row.agent_steps) * POINTS // span), 1)  # by where it ends
+            for metric, value in line.items():
+                kept = metric in RETURNS or metric.startswith(CURVES) or metric.endswith(RATIO)
+                if kept and value is not None:
+                    place = min(part * span // POINTS, row.agent_steps), metric
+                    found[place].append(float(value))
+                    weights[place].append(line["episode/count"] if metric == "episode/return" else 1)
+        return [
+            Point(row.arm, row.task, row.seed, *place, float(np.average(values, weights=weights[place])))
+            for place, values in sorted(found.items())
+        ]
 
 
 def paths(suite: str, folder: Path = RESULTS) -> tuple[Path, Path]:
@@ -151,27 +161,31 @@ def paths(suite: str, folder: Path = RESULTS) -> tuple[Path, Path]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """ValueError, in one line, if there is no such file or it is none of ours."""
-    lines = _read(path, ("schema", *COLUMNS))
+    """ValueError, in one line, if there is no such file, it is none of ours, or it has a run twice."""
+    lines = _read(path, ("schema", *(column for column in COLUMNS if column != "environment")), SCHEMAS)
+    read: dict[Any, Any] = {str: str, int: int, float: lambda text: _finite(text) if text else float("nan")}
     with _read_as(path):
-        return [Row(*(READ[part.type](line[part.name]) for part in dataclasses.fields(Row))) for line in lines]
+        rows = [Row(*(read[part.type](line.get(part.name, "")) for part in dataclasses.fields(Row))) for line in lines]
+    _check_once(path, [row.key for row in rows])
+    return rows
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Sorted, so that the file says the same whatever the order; whole or not at all."""
     lines = [
-        {"schema": SCHEMA} | {key: _text(value) for key, value in dataclasses.asdict(row).items()}
+        {"schema": SCHEMAS[-1]} | {key: _text(value) for key, value in dataclasses.asdict(row).items()}
         for row in sorted(rows, key=lambda row: row.key)
     ]
     _write(path, ("schema", *COLUMNS), lines)
 
 
 def read_curves(path: Path) -> list[Point]:
-    """ValueError, in one line, if there is no such file or it is none of ours."""
-    lines = _read(path, ("schema", *POSITION))
+    """ValueError, in one line, if there is no such file, it is none of ours, or it has a part of a run twice."""
+    lines = _read(path, ("schema", *POSITION), (CURVES_SCHEMA,))
+    _check_once(path, [tuple(line[column] for column in POSITION) for line in lines])
     with _read_as(path):
         return [
-            Point(line["arm"], line["task"], int(line["seed"]), int(line["step"]), metric, float(value))
+            Point(line["arm"], line["task"], int(line["seed"]), int(line["step"]), metric, _finite(value))
             for line in lines
             for metric, value in line.items()
             if metric not in ("schema", *POSITION) and value
@@ -183,7 +197,7 @@ def write_curves(path: Path, points: Iterable[Point]) -> None:
     lines: dict[tuple[Any, ...], dict[str, Any]] = {}
     for point in points:
         place = point[:4]
-        line = lines.setdefault(place, {"schema": SCHEMA} | dict(zip(POSITION, place, strict=True)))
+        line = lines.setdefault(place, {"schema": CURVES_SCHEMA} | dict(zip(POSITION, place, strict=True)))
         line[point.metric] = f"{point.value:.5g}"
     metrics = sorted({metric for line in lines.values() for metric in line} - {"schema", *POSITION})
     _write(path, ("schema", *POSITION, *metrics), [lines[place] for place in sorted(lines)])
@@ -195,6 +209,21 @@ def _read_as(path: Path) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{path} holds a value that cannot be read: {error}") from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not np.isfinite(value):
+        raise ValueError(f"{text} is not finite")
+    return value
+
+
+def _check_once(path: Path, keys: Sequence[tuple[Any, ...]]) -> None:
+    """ValueError, in one line, for what two lines of a file say."""
+    lines: dict[tuple[Any, ...], int] = {}
+    for line, key in enumerate(keys, start=2):
+        if lines.setdefault(key, line) != line:
+            raise ValueError(f"{path}, lines {lines[key]} and {line}: {' '.join(map(str, key))} is there twice")
 
 
 # Adding to them
@@ -215,6 +244,8 @@ def read_finished(
         for arm in arms:
             for summary in sorted((path / arm).glob("*/s*/summary.json")):
                 row = row_of(summary.parent, name, arm)
+                if same := [other.directory for other in rows if other.key == row.key]:
+                    raise ValueError(f"{same[0]} and {row.directory} are runs of the same arm, task and seed")
                 rows.append(row)
                 points += curve_points(summary.parent, row, width)
     if not rows:
@@ -225,7 +256,7 @@ def read_finished(
 def add(rows: Sequence[Row], points: Sequence[Point], name: str, folder: Path, check: Check = lambda rows: None) -> int:
     """Put rows into a folder's results, and their curves; the result is how many are new. What is there already stays.
 
-    check: raises ValueError, and nothing is written, unless all rows, old and new, go together.
+    A run that is there without a curve gets it. check: raises ValueError, and nothing is written, unless all rows, old and new, go together.
     """
     table, curves = paths(name, folder)
     check(rows)  # before a folder is made
@@ -234,8 +265,10 @@ def add(rows: Sequence[Row], points: Sequence[Point], name: str, folder: Path, c
         check([*old, *rows])
         known = {row.key for row in old}
         new = {row.key: row for row in rows if row.key not in known}
-        fresh = {key[1:] for key in new}
-        drawn = [*(read_curves(curves) if curves.exists() else []), *(point for point in points if point[:3] in fresh)]
+        drawn = read_curves(curves) if curves.exists() else []
+        digests = {row.key: row.digest for row in [*old, *new.values()]}
+        wanting = {row.key[1:] for row in rows if row.digest == digests[row.key]} - {point[:3] for point in drawn}
+        drawn += [point for point in points if point[:3] in wanting]
         write_curves(curves, drawn)  # first: a row is there only with its curves
         write_rows(table, [*old, *new.values()])
     return len(new)
@@ -268,20 +301,24 @@ def _write(path: Path, columns: Sequence[str], lines: list[dict[str, Any]]) -> N
     write_atomically(path, text.getvalue())
 
 
-def _read(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+def _read(path: Path, columns: Sequence[str], schemas: Sequence[int]) -> list[dict[str, str]]:
     if not path.is_file():
         raise ValueError(f"there are no results at {path}; resprout bench add writes them")
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        missing = [column for column in columns if column not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{path} is no table of results: it has no column {', '.join(missing)}")
-        lines = list(reader)
+    try:
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            missing = [column for column in columns if column not in (reader.fieldnames or ())]
+            lines = list(reader)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no table of results: {error}") from None
+    if missing:
+        raise ValueError(f"{path} is no table of results: it has no column {', '.join(missing)}")
     for index, line in enumerate(lines, start=2):
         if None in line or None in line.values():
             raise ValueError(f"{path}, line {index}: not as many values as columns")
-        if line["schema"] != str(SCHEMA):
+        if line["schema"] not in map(str, schemas):
+            known = " or ".join(map(str, schemas))
             raise ValueError(
-                f"{path}, line {index}: schema {line['schema']!r} is not {SCHEMA}, which this version reads"
+                f"{path}, line {index}: schema {line['schema']!r} is not {known}, which this version reads"
             )
     return lines

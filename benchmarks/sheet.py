@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .stats import Interval, Scores
@@ -29,9 +30,9 @@ class Sheet:
 
     def print(self, console: Console) -> None:
         """On a terminal; title and notes run over its width, not the table's."""
-        table = Table(*self.columns, box=SIMPLE)
+        table = Table(*map(escape, self.columns), box=SIMPLE)
         for line in self.lines:
-            table.add_row(*line)
+            table.add_row(*map(escape, line))
         console.print(self.title, markup=False)
         console.print(table)
         for note in self.notes:
@@ -41,8 +42,11 @@ class Sheet:
 
     def markdown(self) -> str:
         rule = "|".join(["", *("---" for _ in self.columns), ""])
-        lines = [f"**{self.title}**", "", *("| " + " | ".join(self.columns) + " |", rule)]
-        lines += ["| " + " | ".join(cell.replace("\n", " ") for cell in line) + " |" for line in self.lines]
+        said, *lines = (
+            "| " + " | ".join(cell.replace("\n", " ").replace("|", r"\|") for cell in line) + " |"
+            for line in (self.columns, *self.lines)
+        )
+        lines = [f"**{self.title}**", "", said, rule, *lines]
         return "\n".join([*lines, *(f"\n{note}" for note in self.notes)]) + "\n"
 
 

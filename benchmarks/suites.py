@@ -188,7 +188,7 @@ def redo_minatar() -> Suite:
         arms=arms,
         tasks=MINATAR,
         seeds=SEEDS,
-        steps={"laptop": 200_000, "paper": 5_000_000},  # paper: Young & Tian (2019) on MinAtar
+        steps={"laptop": 100_000, "paper": 5_000_000},  # paper: Young & Tian (2019) on MinAtar
         baselines=plain | {f"random-rr{ratio}": f"least-rr{ratio}" for ratio in (1, 4)},
         paper={arm: each for arm, each in later.items() if arm.startswith(("reset", "least", "random"))},
         laptop_tasks=THREE_MINATAR,

@@ -28,6 +28,7 @@ from .stats import (
 )
 from .suites import Budget, Suite
 
+UNIT = "The mean return that a task's returns are divided by is taken as it is: the intervals leave out how well it is known."
 PAIRS = "Differences of paired seeds, in the same unit"
 TRAINING_PAIRS = "Differences of paired seeds, of the training episodes in the last tenth of each run"
 
@@ -209,11 +210,11 @@ def sheets(suite: Suite, rows: Sequence[Row], points: Sequence[Point]) -> list[S
     if not tasks:
         raise ValueError("no run was evaluated")
     turns = changes(suite, rows, points)
-    made = [means_sheet(returns, tasks)]
+    made = [dataclasses.replace(means_sheet(returns, tasks), notes=notes_on_rows(rows, returns))]
     try:
         scores, unit = to_scores(suite, returns, tasks, turns)
     except ValueError as problem:  # the means by task can be told all the same
-        made[0] = dataclasses.replace(made[0], notes=(f"No interquartile means: {problem}.",))
+        made[0] = dataclasses.replace(made[0], notes=(*made[0].notes, f"No interquartile means: {problem}."))
         scores = {}
     else:
         made = [arms_sheet(suite, scores, tasks, unit, returns), *made]
@@ -221,6 +222,19 @@ def sheets(suite: Suite, rows: Sequence[Row], points: Sequence[Point]) -> list[S
     made += turn_sheets(suite, returns, turns, tasks)
     experiments = {(row.arm, row.task): ours(suite, row) for row in rows}
     return made + published_sheets(suite, returns, scores, tasks, experiments)
+
+
+def notes_on_rows(rows: Sequence[Row], returns: Returns) -> tuple[str, ...]:
+    """What to say of runs without a value, and of environments that are of several versions; returns: of `returns_of`."""
+    valued = sum(len(runs) for by_task in returns.values() for runs in by_task.values())
+    notes = (f"{len(rows) - valued} runs more were not evaluated, or lack the curve that tells what they returned.",)
+    versions: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if row.environment:
+            versions[row.task].add(row.environment)
+    several = [f"{task} of {' and of '.join(sorted(each))}" for task, each in versions.items() if len(each) > 1]
+    said = (f"≠ Runs under several versions of an environment: {'; '.join(several)}.",)
+    return notes * (valued < len(rows)) + said * bool(several)
 
 
 def turn_sheets(suite: Suite, returns: Returns, turns: Turns, tasks: Sequence[str]) -> list[Sheet]:
@@ -264,6 +278,7 @@ def arms_sheet(suite: Suite, scores: Returns, tasks: Sequence[str], unit: str, r
     notes += ("Over all tasks, here and in what follows: the seeds of an arm that each of its tasks has.",) * (
         kept < all_runs
     )
+    notes += (UNIT,) * (not suite.human and len(tasks) > 1)
     measured = "Episodes of all turns" if suite.fresh else "Last evaluation"
     return Sheet(f"{measured}: IQM of {unit}", columns, lines, notes)
 
@@ -300,9 +315,11 @@ def differences_sheet(suite: Suite, scores: Returns, tasks: Sequence[str], title
             better = probability_of_improvement(arrays(scores[arm], tasks), arrays(scores[baseline], tasks))
             interval = stratified_interval(paired)
             chance = f"{better.estimate:.2f} ({better.low:.2f} to {better.high:.2f})"
+            having = sum(len(pairs) > 0 for pairs in paired)
+            part = f"\n(of {having} tasks)" if 0 < having < len(tasks) else ""
             lines.append(
                 (
-                    *(f"{arm}\n- {baseline}", str(sum(map(len, paired))), *cells(interval, paired)),
+                    *(f"{arm}\n- {baseline}{part}", str(sum(map(len, paired))), *cells(interval, paired)),
                     *(verdict(interval, paired), chance),
                 )
             )
@@ -362,16 +379,16 @@ def beside(
         theirs = column.of(task)
         if theirs and returns[arm][task]:
             yield theirs, task, spread(list(returns[arm][task].values()))
-    own = scores if suite.human else returns
+    own = scores.get(arm, {}) if suite.human else whole_seeds(returns[arm])
     metrics: dict[str, Statistic] = {"iqm_return": interquartile_mean}
     if suite.human:
         metrics = {"iqm_hns": interquartile_mean, "mean_hns": mean, "median_hns": median}
-    if arm not in own or not all(own[arm].get(task) for task in suite.tasks):
+    if not all(own.get(task) for task in suite.tasks):
         return
     for metric, statistic in metrics.items():
         found = dataclasses.replace(column, metric=metric).value(f"ALL({len(suite.tasks)})")
         if found:
-            runs = arrays(own[arm], suite.tasks)
+            runs = arrays(own, suite.tasks)
             interval = cells(stratified_interval(runs, statistic=statistic), runs)
             yield found, f"{metric.partition('_')[0]}, {len(suite.tasks)} tasks", " (".join(interval) + ")"
 

@@ -71,7 +71,10 @@ def plateau(diagnostic: str | Measure, *, tolerance: float = 0.001, once: bool =
 
 
 def task_boundary() -> Trigger:
-    """Acts at the first look at a new task, `Context.task`; the first task is none."""
+    """Acts at the first look at a new task, `Context.task`; the first task is none.
+
+    For loops of one's own, which say what task it is: `resprout train` does not, on changing/* either.
+    """
 
     def look(task: PyTree, learner: Learner, context: Context) -> tuple[jax.Array, PyTree, Info]:
         now = jnp.asarray(context.task, jnp.int32)

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from resprout.benchmarks import tables
 from resprout.benchmarks.compare import compare
 from resprout.benchmarks.published_ import Column
 from resprout.benchmarks.runner import run_directory
+from resprout.benchmarks.sheet import Sheet
 from resprout.benchmarks.suites import SUITES, Suite
 from resprout.training import Experiment, train
 from resprout.training import __main__ as command_line
@@ -187,7 +189,11 @@ def test_files_hold_what_was_written_and_say_the_same_in_any_order(real, finish,
     ("edit", "message"),
     [
         (lambda text: text.replace("schema,suite", "suite"), "has no column schema"),
-        (lambda text: text.replace("\n1,", "\n2,"), "schema '2' is not 1"),
+        (lambda text: text.replace("\n2,", "\n3,"), "schema '3' is not 1 or 2"),
+        (lambda text: text + text.partition("\n")[2], "lines 2 and 3: tiny a gym/CartPole-v1 0 is there twice"),
+        (lambda text: re.sub(r",150,(\d+),[^,]*,", r",150,\1,inf,", text), "cannot be read: inf is not finite"),
+        (lambda text: text + '"' + "x" * 200_000, "field larger than field limit"),
+        (lambda text: text.encode() + b"\xff", "can't decode byte 0xff"),
         (lambda text: text.replace(",150,", ",many,"), "cannot be read: invalid literal"),
         (lambda text: text.rpartition(",")[0], "line 2: not as many values as columns"),
         (lambda text: "", "has no column schema"),
@@ -196,10 +202,60 @@ def test_files_hold_what_was_written_and_say_the_same_in_any_order(real, finish,
 def test_a_table_that_is_none_is_one_line(edit, message, real, tmp_path):
     path = tmp_path / "tiny.csv"
     results.write_rows(path, [results.row_of(real, "tiny", "a")])
-    path.write_text(edit(path.read_text()))
+    text = edit(path.read_text())
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=message) as error:
         results.read_rows(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_part_of_a_curve_that_is_there_twice_is_one_line(real, tmp_path):
+    path = tmp_path / "tiny-curves.csv"
+    results.write_curves(path, results.curve_points(real, results.row_of(real, "tiny", "a")))
+    path.write_text(path.read_text() + path.read_text().splitlines()[-1] + "\n")
+    with pytest.raises(ValueError, match=r"lines \d+ and \d+: a gym/CartPole-v1 0 150 is there twice"):
+        results.read_curves(path)
+
+
+def test_rows_of_the_first_schema_are_read(real, tmp_path):
+    """They had no column for what is behind the environment."""
+    path, row = tmp_path / "tiny.csv", results.row_of(real, "tiny", "a")
+    assert row.environment.startswith("gymnasium 1.")
+    results.write_rows(path, [row])
+    lines = [line.rpartition(",")[0] for line in path.read_text().splitlines()]
+    assert lines[0].endswith(",finished")
+    path.write_text("\n".join([lines[0], "1" + lines[1][1:], ""]))
+    (read,) = results.read_rows(path)
+    assert read.environment == "" and read.digest == row.digest
+    results.write_rows(path, [read])
+    assert results.read_rows(path)[0].environment == ""
+
+
+def test_a_damaged_run_is_one_line(real, tmp_path):
+    for name, edit in (
+        ("summary.json", lambda summary: summary | {"agent_steps": None}),
+        ("summary.json", lambda summary: [summary]),
+        ("config.json", lambda config: config | {"experiment": config["experiment"] | {"env": 3}}),
+        ("metrics.jsonl", lambda line: line | {"wall_clock": 1e300}),
+        ("metrics.jsonl", lambda line: line | {"episode/return": 1.0, "episode/count": None}),
+        ("metrics.jsonl", lambda line: line | {"eval/return": "much"}),
+        ("metrics.jsonl", lambda line: line | {"eval/return": 1.0, "step": "late"}),
+    ):
+        shutil.copytree(real, tmp_path / "a" / "task" / "s0")
+        path = tmp_path / "a" / "task" / "s0" / name
+        first, *others = path.read_text().splitlines() if name.endswith("l") else [path.read_text()]
+        path.write_text("\n".join([json.dumps(edit(json.loads(first))), *others, ""]))
+        with pytest.raises(ValueError, match="s0 is no finished run") as error:
+            results.read_finished(tmp_path, "tiny", ["a"])
+        assert "\n" not in str(error.value)
+        shutil.rmtree(tmp_path / "a")
+
+
+def test_two_directories_of_one_run_are_refused(finish, tmp_path):
+    directory = finish("a", FIRST, 0, 1.0)
+    shutil.copytree(directory, directory.with_name("s0-copy"))
+    with pytest.raises(ValueError, match=r"/s0 and .*/s0-copy are runs of the same arm, task and seed"):
+        results.read_finished(tmp_path / "out", "tiny", ["a"])
 
 
 def test_an_unfinished_run_has_no_row(real, tmp_path):
@@ -244,6 +300,39 @@ def test_add_puts_in_what_is_new_and_leaves_what_is_there(tiny, finish, tmp_path
     assert tiny("table", "tiny", "--results", folder, "--out", out, "--rows", "--markdown") == 0
     said = capsys.readouterr().out  # what the results hold counts
     assert "| 10 |" in said and "| 99 |" not in said
+
+
+def test_curves_that_were_missing_are_added_later(tiny, finish, tmp_path, capsys):
+    finish("a", FIRST, 0, 10.0)
+    finish("a", FIRST, 1, 11.0)
+    out, folder, theirs = tmp_path / "out", tmp_path / "results", tmp_path / "theirs"
+    assert tiny("add", "tiny", out, "--results", theirs) == 0
+    (theirs / "tiny-curves.csv").rename(tmp_path / "kept.csv")
+    capsys.readouterr()
+    assert tiny("add", "tiny", theirs / "tiny.csv", "--results", folder) == 0
+    assert "2 runs added, 0 were there already; 2 without a curve" in capsys.readouterr().out
+    (tmp_path / "kept.csv").rename(theirs / "tiny-curves.csv")
+    assert tiny("add", "tiny", theirs / "tiny.csv", "--results", folder) == 0
+    assert "0 runs added, 2 were there already\n" in capsys.readouterr().out
+    assert (folder / "tiny-curves.csv").read_bytes() == (theirs / "tiny-curves.csv").read_bytes()
+
+
+def test_runs_of_changing_tasks_are_added_with_their_curves_alone(finish, tmp_path, monkeypatch, capsys):
+    finish("a", FIRST, 0, 10.0)
+    finish("b", FIRST, 0, 10.0)
+    out, folder, theirs = tmp_path / "out", tmp_path / "results", tmp_path / "theirs"
+    rows, points = results.read_finished(out, "tiny", TINY.arms)
+    results.write_rows(theirs / "tiny.csv", rows)
+    results.write_curves(theirs / "tiny-curves.csv", [point for point in points if point.arm == "a"])
+
+    def changing() -> Suite:
+        """A suite of tests."""
+        return dataclasses.replace(TINY, fresh="a")
+
+    monkeypatch.setitem(SUITES, "tiny", changing)
+    assert command_line.dispatch(["bench", "add", "tiny", str(theirs / "tiny.csv"), "--results", str(folder)]) == 2
+    assert f"has no curve of b {FIRST} 0, and runs of tiny are measured by their curves" in capsys.readouterr().err
+    assert not folder.exists()
 
 
 def test_add_refuses_what_does_not_belong(tiny, finish, tmp_path, capsys):
@@ -516,6 +605,38 @@ def test_a_published_aggregate_stands_beside_ours_only_when_every_task_has_a_run
     assert aggregate.notes[0].startswith("No difference in version, length")
     assert len(by_title["Beside nikishin_curves: eval_return after 2,000,000 agent steps"].lines) == 10
     assert not [sheet for sheet in sheets_of(suite, rows[1:]) if "iqm_return" in sheet.title]
+    more = [*rows, *(dataclasses.replace(rows[-1], seed=seed) for seed in range(1, 10))]
+    (again,) = [sheet for sheet in sheets_of(suite, more) if "iqm_return" in sheet.title]
+    assert again.lines[0][2] == "450.000 (none of one run)"  # a task with more seeds counts no more than the others
+
+
+def test_what_a_comparison_and_a_table_leave_out_is_said(finish, tmp_path):
+    for seed in range(5):
+        finish("a", FIRST, seed, 10.0)
+        finish("a", SECOND, seed, 10.0)
+        finish("b", FIRST, seed, 11.0 + seed)
+    finish("b", SECOND, 1, None)  # not evaluated
+    rows, points = tables.gather("tiny", TINY, tmp_path / "out", None)
+    arms, means, pairs, *_ = tables.sheets(TINY, rows, points)
+    assert pairs.lines[0][:2] == ("b\n- a\n(of 1 tasks)", "5")
+    assert means.notes == ("1 runs more were not evaluated, or lack the curve that tells what they returned.",)
+    assert tables.UNIT in arms.notes
+    rows = [
+        dataclasses.replace(row, environment="gymnasium 2.0" if row.key[2:] == (FIRST, 3) else row.environment)
+        for row in rows
+    ]
+    (*_, versions) = tables.sheets(TINY, rows, points)[1].notes
+    assert (
+        versions
+        == f"≠ Runs under several versions of an environment: {FIRST} of {rows[0].environment} and of gymnasium 2.0."
+    )
+
+
+def test_brackets_and_bars_in_a_table_are_no_markup():
+    sheet = Sheet("title", ("runs[old]/a", "runs[/x]/a"), [("[recalled]", "a|b")])
+    said = rendered([sheet])
+    assert "runs[old]/a" in said and "runs[/x]/a" in said and "[recalled]" in said and "a|b" in said
+    assert sheet.markdown().splitlines()[2:] == ["| runs[old]/a | runs[/x]/a |", "|---|---|", r"| [recalled] | a\|b |"]
 
 
 # Comparing
@@ -527,6 +648,15 @@ def test_compare_shows_what_differs_and_nothing_else(real, finish, tmp_path):
     assert {line[0]: line[1:] for line in config.lines} == {"replay": ("uniform", "reshuffled"), "seed": ("0", "1")}
     assert next((line[0], line[2]) for line in result.lines if line[0] == "return") == ("return", "3.25")
     assert {"eval/return", "critic/loss"} <= {line[0] for line in metrics.lines}
+    for name, values in (("gamma", (0.9999999, 1.0)), ("dueling", (True, "True")), ("hidden", ([], None))):
+        for directory, value in zip((real, other), values, strict=True):
+            shutil.copytree(directory, tmp_path / name / directory.parts[-3])
+            path = tmp_path / name / directory.parts[-3] / "config.json"
+            edited = json.loads(path.read_text())
+            edited["experiment"]["agent"][name] = value
+            path.write_text(json.dumps(edited))
+        differing = {line[0]: line[1:] for line in compare(tmp_path / name / "a", tmp_path / name / "b")[0].lines}
+        assert differing[f"agent.{name}"] == tuple(map(repr, values))
     (other / "summary.json").unlink()
     assert ("no, at agent step 150") in compare(real, other)[1].lines[0]
     with pytest.raises(ValueError, match="nothing is not a run directory"):
@@ -566,6 +696,14 @@ def test_stored_results_are_shown_until_a_run_is_finished_here(tmp_path, monkeyp
     assert f"runs of: {stored}" in " ".join(capsys.readouterr().out.split())
     (unfinished / "summary.json").write_text("{}")
     assert command_line.dispatch(["bench", "table", "redo-minatar"]) == 2
+
+
+@pytest.mark.parametrize("path", sorted(results.RESULTS.glob("*.csv")), ids=lambda path: path.stem)
+def test_stored_results_are_of_the_length_that_their_suite_has_by_itself(path):
+    """Or `bench run` would make runs that `bench add` refuses beside these."""
+    if not path.stem.endswith("-curves"):
+        suite = SUITES[path.stem]()
+        assert {row.agent_steps for row in results.read_rows(path)} <= set(suite.steps.values())
 
 
 def test_compare_on_the_command_line(real, capsys):

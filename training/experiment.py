@@ -12,7 +12,7 @@ from typing_extensions import TypeVar
 from tyro.conf import UseAppendAction, arg
 
 from ..agents import ACE, DQN, SAC, DrM, DrQv2
-from ..agents.learner import Agent, Spec
+from ..agents.learner import Agent, Spec, Wrap, as_given
 from ..interventions import Intervention
 from ..replay import Sampler, masked, prioritized, reshuffled, uniform, without_replacement
 from .intervening import build_agent, parse_intervention
@@ -39,7 +39,7 @@ class AgentConfig(Protocol):
     def warmup(self) -> int: ...  # agent steps of uniformly random actions before learning
     @property
     def capacity(self) -> int: ...  # transitions in the replay
-    def build(self, spec: Spec) -> Agent: ...
+    def build(self, spec: Spec, wrap: Wrap = as_given) -> Agent: ...
 
 
 AGENTS: dict[str, type[Any]] = {"dqn": DQN, "sac": SAC, "ace": ACE, "drqv2": DrQv2, "drm": DrM}
