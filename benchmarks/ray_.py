@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from ..training import Experiment
-from ..training.process import environment_with
+from ..training.process import environment_with, last_words, wait
 from .progress import SuiteProgress
-from .runner import Failure, Run, conclude, conclude_finished, last_words, log_path, pace, start, wait
+from .runner import Failure, Run, conclude, conclude_finished, log_path, pace, start
 
 POLL = 0.5  # seconds between looks at the tasks
 CONNECT = 5.0  # seconds within which somebody must answer at the address

@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,9 @@ from rich.console import Console
 
 from ..training import Experiment
 from ..training.files import final_return, read_record
-from ..training.process import environment_with
+from ..training.metrics import lenient
+from ..training.process import end_with_parent, environment_with, last_words, wait
+from ..training.process import start as start_process
 from .progress import Pace, SuiteProgress
 from .suites import Budget, Suite
 
@@ -157,10 +158,11 @@ def run_all(
                     progress.end(batch, "FAILED" if failed else ", ".join(told), ok=not failed)
     finally:
         signal.signal(signal.SIGTERM, previous)
-        if stopped := [run for batch, _, _ in running.values() for run in batch]:
-            console.print(f"stopping {len(stopped)} run{'s' * (len(stopped) > 1)}, each after a checkpoint")
         for _, process, _ in running.values():
             process.send_signal(signal.SIGINT)
+        if stopped := [run for batch, _, _ in running.values() for run in batch]:
+            with lenient():
+                console.print(f"stopping {len(stopped)} run{'s' * (len(stopped) > 1)}, each after a checkpoint")
         for _, process, _ in running.values():
             wait(process)
         conclude_finished(stopped, keep_replay)
@@ -170,45 +172,18 @@ def run_all(
 def start(
     experiments: Sequence[Experiment[Any]], cores: list[int], environment: dict[str, str] | None = None
 ) -> tuple[subprocess.Popen[bytes], int]:
-    """A process that trains these and ends at the latest when this one does, and the length of its log so far.
-
-    In a session of its own: a Ctrl-C of the terminal does not reach it, only our signal does.
-    """
+    """A process that trains these and ends at the latest when this one does, and the length of its log so far."""
     task = {"experiments": [experiment.to_json() for experiment in experiments], "cores": cores}
-    command = [sys.executable, "-P", "-m", "resprout.benchmarks.runner", json.dumps(task)]
-    path = Path(str(experiments[0].out)).with_suffix(".log")
-    with path.open("ab") as log:
-        process = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        return process, log.tell()
-
-
-def wait(process: subprocess.Popen[bytes]) -> int:
-    """Until it has ended, and only then let go of what ties it to this process; its exit code."""
-    code = process.wait()
-    if process.stdin:
-        process.stdin.close()
-    return code
+    log = Path(str(experiments[0].out)).with_suffix(".log")
+    return start_process("resprout.benchmarks.runner", task, log, environment)
 
 
 def work(task: dict[str, Any]) -> None:
     """What the process does: its runs, each from its newest checkpoint if it was begun before."""
     os.sched_setaffinity(0, task["cores"])  # before JAX counts them
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()
     first, *others = map(Experiment.from_json, task["experiments"])
     train_together([first, *others]) if others else train_one(first)
-
-
-def end_with_parent() -> None:
-    """Wait until the other end of the standard input is gone, which a kill of the parent leaves no way around."""
-    os.read(sys.stdin.fileno(), 1)
-    os._exit(1)
 
 
 def train_one(experiment: Experiment[Any]) -> None:
@@ -268,15 +243,6 @@ def pace(run: Run) -> Pace | None:
 
 def log_path(run: Run) -> Path:
     return run.directory.with_suffix(".log")
-
-
-def last_words(log: Path, code: int, said_before: int) -> str:
-    """Why a process ended with `code`, by the last line of its log, whose first `said_before` bytes are others'."""
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    text = log.read_bytes()[said_before:].decode(errors="replace")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
 
 
 if __name__ == "__main__":

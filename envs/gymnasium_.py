@@ -10,12 +10,14 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from gymnasium.wrappers import FlattenObservation
+from gymnasium.wrappers import FlattenObservation, TimeLimit
 from numpy.typing import NDArray
 
 from .backend import Actions, env_seeds, held, versions
 from .capture import UnknownStateError, capture, functions, restore
 from .interface import Env, EnvError, EnvSpec, Step
+
+LIMIT = 27_000  # agent steps, as Atari's episodes have
 
 
 def names(family: str) -> dict[str, str]:
@@ -33,12 +35,15 @@ def names(family: str) -> dict[str, str]:
 def make(
     env_id: str, family: str, name: str, num_envs: int, seed: int, protocol: str | None, training: bool, render: bool
 ) -> Env:
-    """`name` as `gymnasium.make` takes it, "module:ID" included; `protocol` and `training` do not apply."""
-    return GymnasiumEnv(env_id, make_vector(env_id, name, num_envs, render), seed, render)
+    """`name` as `gymnasium.make` takes it, "module:ID" included; `protocol` does not apply.
+
+    In evaluation an environment without a time limit has one: a policy that never ends its episode would be played for ever.
+    """
+    return GymnasiumEnv(env_id, make_vector(env_id, name, num_envs, render, None if training else LIMIT), seed, render)
 
 
-def make_vector(env_id: str, name: str, num_envs: int, render: bool) -> SyncVectorEnv:
-    """EnvError in one line if it cannot be made."""
+def make_vector(env_id: str, name: str, num_envs: int, render: bool, limit: int | None = None) -> SyncVectorEnv:
+    """limit: steps of an episode where the environment has no limit of its own. EnvError in one line if it cannot be made."""
     if render and sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         os.environ.setdefault("MUJOCO_GL", "egl")  # Gymnasium's first choice, GLFW, cannot draw without a screen
 
@@ -47,6 +52,8 @@ def make_vector(env_id: str, name: str, num_envs: int, render: bool) -> SyncVect
             {"render_mode": "rgb_array"} if render else {}
         )  # Panda-gym refuses None, gymnasium's default
         env = gymnasium.make(name, **drawing)
+        if limit and env.spec and env.spec.max_episode_steps is None:
+            env = TimeLimit(env, limit)
         space = env.observation_space
         return FlattenObservation(env) if not isinstance(space, spaces.Box) and space.is_np_flattenable else env
 

@@ -41,7 +41,9 @@ class Context:
     batch: Any = None  # the transitions of `inputs`, a Batch; None in a loop of one's own
     state: PyTree = None  # of the agent, before this intervention touched any of its learners
     networks: Mapping[str, Network] = field(default_factory=dict)  # of all its learners
-    task: Step = 0  # number of the task, in loops that have several
+    task: Step | None = (
+        0  # number of the task's turn; None where there is one task, as `train` has it but for changing/*
+    )
     now: bool = False  # due, whatever a schedule says
     common_key: jax.Array | None = None  # as key, but the same for all learners; None in a loop of one's own
 
@@ -198,6 +200,7 @@ def method(function: Callable[..., Intervention]) -> Callable[..., Intervention]
                 hint = hints.get(field)
                 choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else (value,)
                 require(value in choices, f"{field} must be one of {', '.join(map(str, choices))}, not {value}")
+                require(not isinstance(value, float) or math.isfinite(value), f"{field} must be finite, not {value}")
             return function(**values)._replace(spec=f"{name}:{written}" if written else name)
         except ValueError as error:
             raise InterventionError(f"{name}: {error}") from None
@@ -335,6 +338,11 @@ def every(period: int, inner: Intervention, start: int = 0, stop: int | None = N
     require(period >= 1, f"period must be at least 1 gradient step, not {period}")
     require(start >= 0, f"start must be zero or more, not {start}")
     require(stop is None or stop > start, f"stop must lie behind start, not at {stop}")
+    first = -(-max(start, 1) // period) * period
+    require(
+        stop is None or first < stop,
+        f"it would never act: period {period} comes first at gradient step {first}, stop is {stop}",
+    )
     require_schedulable("every", inner)
 
     def own(context: Context) -> jax.Array:
@@ -384,7 +392,7 @@ def on(learners: str | tuple[str, ...], inner: Intervention) -> Intervention:
     """`inner` on these learners of the agent only: "critic", "actor", "temperature"."""
     names = (learners,) if isinstance(learners, str) else tuple(learners)
     require(bool(names), f"on: {inner.name} needs at least one learner")
-    require(inner.configure is None, f"on: {inner.name} acts on the agent's configuration, not on single learners")
+    require(inner.configure is None, f"on: {inner.name} acts on the agent as a whole, not on single learners")
     mark = "," if ":" in inner.spec else ":"
 
     def update(learner: Learner, state: PyTree, context: Context) -> tuple[Learner, PyTree, Info]:

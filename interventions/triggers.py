@@ -71,12 +71,10 @@ def plateau(diagnostic: str | Measure, *, tolerance: float = 0.001, once: bool =
 
 
 def task_boundary() -> Trigger:
-    """Acts at the first look at a new task, `Context.task`; the first task is none.
-
-    For loops of one's own, which say what task it is: `resprout train` does not, on changing/* either.
-    """
+    """Acts at the first look at a new task, `Context.task`; the first task is none. InterventionError where tasks stay."""
 
     def look(task: PyTree, learner: Learner, context: Context) -> tuple[jax.Array, PyTree, Info]:
+        require(context.task is not None, "task_boundary: the task of this environment never changes")
         now = jnp.asarray(context.task, jnp.int32)
         return (task >= 0) & (now != task), now, {}
 

@@ -104,6 +104,26 @@ def test_a_seed_is_its_solo_run(
     assert any(line.get("redo/critic/recycled/hidden/dense_0") for line in both[0])
 
 
+def test_the_last_checkpoint_ends_the_windows_of_all_seeds(tmp_path: Path) -> None:
+    """Of environments that cannot be captured, before the gradient steps that the last agent step owes."""
+    together = small(
+        tmp_path / "together",
+        SAC(warmup=100, batch_size=8, hidden=(16, 16), capacity=300, n_step=3),
+        "mujoco/InvertedPendulum-v4",
+        steps=203,
+        checkpoint_every=0,
+        eval_every=0,
+    )
+    train_seeds(together, SEEDS, mode="vmap", quiet=True)
+    for seed in SEEDS:
+        solo = dataclasses.replace(together, seed=seed, out=str(tmp_path / f"solo{seed}"))
+        train(solo, quiet=True)
+        mine, its = (comparable(path) for path in (tmp_path / "together" / f"s{seed}", tmp_path / f"solo{seed}"))
+        assert mine[-2]["step"] == 203 and "critic/loss" in mine[-2]
+        for left, right in zip(mine, its, strict=True):
+            assert left == pytest.approx(right, rel=1e-3, abs=1e-4)
+
+
 def test_seeds_that_stopped_go_on_bit_for_bit(
     trained: tuple[Experiment, collections.Counter[str]], tmp_path: Path
 ) -> None:

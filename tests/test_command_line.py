@@ -225,7 +225,12 @@ def test_a_finished_run_without_checkpoints_is_not_begun_anew(
 
 @pytest.mark.parametrize(
     ("checkpoint_every", "end", "message"),
-    [(0, 300, ""), (200, 201, ""), (200, 202, "has lost its checkpoints"), (200, 300, "has lost its checkpoints")],
+    [
+        (0, 300, "has no checkpoint, but transitions that --save-replay keeps"),
+        (200, 201, ""),
+        (200, 202, "has lost its checkpoints"),
+        (200, 300, "has lost its checkpoints"),
+    ],
 )
 def test_a_saved_replay_of_more_than_a_first_checkpoint_means_that_one_is_lost(
     checkpoint_every: int, end: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -248,8 +253,10 @@ def test_a_saved_replay_of_more_than_a_first_checkpoint_means_that_one_is_lost(
         segment.with_name(segment.name.partition("-")[0] + f"-{end:0{len(segment.name.partition('-')[2])}d}")
     )
     if message:
+        kept = sorted((tmp_path / "run").rglob("*"))
         with pytest.raises(ValueError, match=message):
             train(experiment, resume=tmp_path / "run", quiet=True)
+        assert sorted((tmp_path / "run").rglob("*")) == kept
     else:
         assert train(experiment, resume=tmp_path / "run", quiet=True).summary["agent_steps"] == 400
 

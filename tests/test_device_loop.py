@@ -23,6 +23,7 @@ from resprout.training import Experiment, ExperimentError, checkpoint, placement
 from resprout.training import run as run_module
 from resprout.training.device_loop import DeviceLoop, next_multiple
 from resprout.training.metrics import Episodes
+from resprout.training.seeds import train_seeds
 
 from .runs import comparable
 
@@ -330,3 +331,26 @@ def test_conditions_stay_conditions_with_several_seeds() -> None:
 
     changes = {"interventions": ("redo:tau=0.1,period=20,probe=16", "shrink_and_perturb:period=30")}
     assert conditions(loop_for(1, **changes)) == conditions(loop_for(2, **changes)) >= 4
+
+
+@pytest.mark.parametrize("loop", ["device", "host", "vmap"])
+def test_a_new_task_of_changing_environments_triggers(loop: str, tmp_path: Path) -> None:
+    """Two environments: 50 steps of each are 100 agent steps. Learning begins in the second turn, the first that is seen."""
+    experiment = small(
+        tmp_path / "run",
+        "changing/CartPole-physics@50",
+        num_envs=2,
+        loop="host" if loop == "host" else "device",
+        interventions=("reset:period=10,when=task_boundary",),
+        steps=500,
+    )
+    if loop == "vmap":
+        directory = train_seeds(dataclasses.replace(experiment, loop="host"), (0, 1), mode="vmap", quiet=True) / "s1"
+    else:
+        directory = train(experiment, quiet=True).directory
+    lines = {line["step"]: line for line in comparable(directory)}
+    fired = {step: line.get("reset/critic/trigger/fired") for step, line in lines.items() if step % 100 == 0}
+    assert [bool(fired[step]) for step in (100, 200, 300, 400, 500)] == [False, False, True, True, True]
+    assert json.loads((directory / "config.json").read_text())["experiment"]["interventions"] == [
+        "reset:period=10,when=task_boundary"
+    ]

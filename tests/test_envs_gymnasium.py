@@ -10,7 +10,7 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
-from resprout.envs import EnvError, make
+from resprout.envs import EnvError, gymnasium_, make
 from resprout.envs.backend import env_seeds
 from resprout.envs.gymnasium_ import GymnasiumEnv
 
@@ -277,3 +277,16 @@ def test_a_missing_package_is_named():
     with pytest.raises(EnvError, match=r"pip install .*box2d") as raised:
         make("gym/LunarLander-v3")
     assert "\n" not in str(raised.value)
+
+
+def test_evaluation_ends_episodes_of_environments_without_a_limit(monkeypatch):
+    monkeypatch.setattr(gymnasium_, "LIMIT", 5)
+    training, evaluation = (make("gym/CliffWalking-v1", training=training) for training in (True, False))
+    assert (training.spec.max_episode_steps, evaluation.spec.max_episode_steps) == (None, 5)
+    for env, over in ((training, [False] * 6), (evaluation, [False, False, False, False, True, False])):
+        env.reset(0)
+        assert [bool(env.step(np.zeros(1, np.int32)).truncated[0]) for _ in range(6)] == over  # against the wall
+        env.close()
+    own = make("gym/CartPole-v1", training=False)
+    assert own.spec.max_episode_steps == 500
+    own.close()

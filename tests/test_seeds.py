@@ -1,6 +1,7 @@
 """Several seeds at once: each is its solo run, in processes bit for bit; over forced devices; and one curve of all."""
 
 import dataclasses
+import fcntl
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from resprout.training import seeds as seeds_module
 from resprout.training.__main__ import dispatch
 from resprout.training.files import final_return
 from resprout.training.metrics import plot_seeds, read_metrics
+from resprout.training.process import start, wait
 from resprout.training.run import Run, TrainingStopped
 from resprout.training.seeds import _note, parse_seeds, read_seeds, train_seeds
 from resprout.training.sharing import share_seeds
@@ -65,9 +68,19 @@ def test_vmapped_seeds_are_their_solo_runs_and_go_on(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "half" / "s7" / "summary.json").read_text())["agent_steps"] == 300
     assert_equal(agent_state(out / "s7"), agent_state(tmp_path / "half" / "s7"))
     train_seeds(half, (3, 7), mode="vmap", resume=True, quiet=True)  # nothing is left to do
-    # A kill between the checkpoints of two seeds leaves them at different steps.
+    # A kill between the checkpoints of two seeds leaves them at different steps: all go on from the last in common.
     for seed in (3, 7):
         (tmp_path / "half" / f"s{seed}" / "summary.json").unlink()
+    shutil.rmtree(tmp_path / "half" / "s7" / "checkpoints" / f"{300:012d}")
+    train_seeds(half, (3, 7), mode="vmap", resume=True, quiet=True)
+    for seed in (3, 7):
+        assert_equal(agent_state(out / f"s{seed}"), agent_state(tmp_path / "half" / f"s{seed}"))
+        assert comparable(out / f"s{seed}") == comparable(tmp_path / "half" / f"s{seed}")
+        assert {path.name for path in (tmp_path / "half" / f"s{seed}" / "checkpoints").iterdir()} == {
+            f"{step:012d}" for step in (200, 300)
+        }
+        (tmp_path / "half" / f"s{seed}" / "summary.json").unlink()
+    shutil.rmtree(tmp_path / "half" / "s3" / "checkpoints" / f"{200:012d}")
     shutil.rmtree(tmp_path / "half" / "s7" / "checkpoints" / f"{300:012d}")
     with pytest.raises(ExperimentError, match=r"different agent steps \(200, 300\).*processes"):
         train_seeds(dataclasses.replace(half, steps=400), (3, 7), mode="vmap", resume=True, quiet=True)
@@ -79,9 +92,8 @@ def test_seeds_in_processes_are_their_solo_runs_bit_for_bit(tmp_path: Path) -> N
     out = train_seeds(small(tmp_path / "apart", "gym/CartPole-v1"), (0, 1, 2), mode="processes", quiet=True)
     for seed in (0, 1, 2):
         solo = small(tmp_path / f"solo{seed}", "gym/CartPole-v1", seed=seed)
-        command = [sys.executable, "-P", "-m", "resprout.training.one_seed"]
-        cores = [min(os.sched_getaffinity(0))]
-        subprocess.run([*command, json.dumps({"experiment": solo.to_json(), "cores": cores})], check=True)
+        task = {"experiment": solo.to_json(), "cores": [min(os.sched_getaffinity(0))]}
+        assert wait(start("resprout.training.one_seed", task, tmp_path / f"solo{seed}.log")[0]) == 0
         assert comparable(out / f"s{seed}") == comparable(tmp_path / f"solo{seed}")
         assert_equal(agent_state(out / f"s{seed}"), agent_state(tmp_path / f"solo{seed}"))
     before = (out / "s1" / "summary.json").stat().st_mtime_ns
@@ -117,6 +129,51 @@ def test_a_signal_stops_all_processes_and_all_go_on(tmp_path: Path) -> None:
         json.loads((out / f"s{seed}" / "summary.json").read_text())["agent_steps"] == max(saved) + 100
         for seed in (0, 1)
     )
+
+
+@pytest.mark.slow
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+    """Even if that is killed; the same command then goes on."""
+    out = tmp_path / "runs"
+    flags = ("--env", "gym/CartPole-v1", "--agent.warmup", "100", "--eval-episodes", "0", "--log-every", "100")
+    process = subprocess.Popen(run_command("dqn", *flags, "--steps", "10000000", "--seeds", "0,1", "--out", str(out)))
+    while not any(read_metrics(path) for path in out.glob("s*/metrics.jsonl")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    begun = [path.parent for path in out.glob("s*/.lock")]
+    process.kill()
+    process.wait()
+    for directory in begun:
+        with (directory / ".lock").open() as lock:  # which a process holds for as long as it lives
+            deadline = time.monotonic() + 20
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_seeds_in_processes_can_be_trained_from_any_thread(tmp_path: Path) -> None:
+    """Where the program that called owns the signals; one that fails says why, that it was killed too."""
+    with ThreadPoolExecutor() as pool:
+        pool.submit(train_seeds, small(tmp_path / "a", "gym/CartPole-v1"), (0,), mode="processes", quiet=True).result()
+        assert json.loads((tmp_path / "a" / "s0" / "summary.json").read_text())["agent_steps"] == 300
+        long = small(tmp_path / "b", "gym/CartPole-v1", steps=10_000_000)
+        failing = pool.submit(train_seeds, long, (0,), mode="processes", quiet=True)
+        while not (
+            found := [
+                int(path.name)
+                for path in Path("/proc").glob("[0-9]*")
+                if str(tmp_path / "b").encode() in (path / "cmdline").read_bytes()
+            ]
+        ):
+            time.sleep(0.1)
+        os.kill(found[0], signal.SIGKILL)
+        with pytest.raises(TrainingStopped, match="seed 0 failed: killed by SIGKILL"):
+            failing.result()
 
 
 def test_seeds_of_which_the_first_never_began_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,6 +300,8 @@ def test_processes_on_an_accelerator_are_told_their_cores_and_their_part_of_its_
 
         def poll(self) -> int:
             return 1
+
+        wait, stdin = poll, None
 
     for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
         monkeypatch.delenv(name, raising=False)

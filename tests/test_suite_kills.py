@@ -16,6 +16,7 @@ from resprout.agents import DQN
 from resprout.benchmarks import runner
 from resprout.benchmarks.suites import Suite
 from resprout.training import Experiment, ExperimentError
+from resprout.training.process import last_words
 from resprout.training.run import new_directory
 
 TASK, STEPS = "gym/CartPole-v1", 3_000
@@ -81,7 +82,7 @@ def test_last_words_are_those_of_this_process(tmp_path):
     log = tmp_path / "s0.log"
     log.write_text("of an earlier process\n")
     before = log.stat().st_size
-    assert runner.last_words(log, 1, before) == "it said nothing"
-    assert runner.last_words(log, -9, before) == "killed by SIGKILL"
+    assert last_words(log, 1, before) == "it said nothing"
+    assert last_words(log, -9, before) == "killed by SIGKILL"
     log.write_text("of an earlier process\nTraceback\nValueError: of this one\n\n")
-    assert runner.last_words(log, 1, before) == "ValueError: of this one"
+    assert last_words(log, 1, before) == "ValueError: of this one"

@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import fcntl
 import json
+import os
 import resource
 import shutil
 import signal
@@ -101,7 +102,10 @@ def test_a_terminal_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.Monkey
     before = sys.stdout
     train(small(DQN_SMALL, "gym/CartPole-v1", tmp_path / "run"))
     assert sys.stdout is before
-    assert not [thread for thread in threading.enumerate() if "Refresh" in type(thread).__name__]
+    for thread in threading.enumerate():
+        if "Refresh" in type(thread).__name__:
+            thread.join(timeout=10)  # told to end, and not waited for
+            assert not thread.is_alive()
 
 
 def command(*arguments: str) -> list[str]:
@@ -226,20 +230,89 @@ def test_the_commit_is_that_of_a_checkout_which_knows_the_code(tmp_path, monkeyp
     assert run_module._git_commit() == f"{head}+dirty"
 
 
+def test_a_signal_in_an_evaluation_ends_it_and_whoever_goes_on_begins_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate, games = run_module.evaluate, []
+
+    def interrupted(*arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        games.append("begun")
+        result = evaluate(*arguments)
+        games.append("ended")
+        return result
+
+    run = small(DQN_SMALL, "gym/CartPole-v1", tmp_path / "run", eval_every=200, eval_episodes=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(run_module, "evaluate", interrupted)
+        with pytest.raises(run_module.Interrupted):
+            train(run, quiet=True)
+    assert games == ["begun"]
+    assert int(checkpoint.newest(tmp_path / "run" / "checkpoints")[0].name) == 200
+    assert not any("eval/return" in line for line in read_metrics(tmp_path / "run" / "metrics.jsonl"))
+    train(run, resume=tmp_path / "run", quiet=True)
+    train(dataclasses.replace(run, out=str(tmp_path / "whole")), quiet=True)
+    lines = comparable(tmp_path / "run")
+    assert sorted(lines, key=str) == sorted(comparable(tmp_path / "whole"), key=str)
+    assert any("eval/return" in line and line["step"] == 200 for line in lines)
+
+
+@pytest.mark.parametrize("closed", ["stderr", "both"])
+def test_a_reader_that_ends_with_the_signal_does_not_keep_a_run_from_its_checkpoint(
+    closed: str, tmp_path: Path
+) -> None:
+    """As of Ctrl-C on `resprout train ... 2>&1 | tee log`, which ends both."""
+    out = tmp_path / "run"
+    flags = ("--steps", "10000000", "--eval-episodes", "0", "--log-every", "100", "--out", str(out))
+    streams = {"stderr": subprocess.PIPE} | ({"stdout": subprocess.PIPE} if closed == "both" else {})
+    with subprocess.Popen(command("train", *CLI_RUNS["dqn"], *flags), **streams) as process:
+        while not read_metrics(out / "metrics.jsonl"):
+            assert process.poll() is None
+            time.sleep(0.05)
+        for stream in (process.stdout, process.stderr):
+            if stream:
+                stream.close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    assert checkpoint.newest(out / "checkpoints")[1] == []
+
+
+SLEEPY = """
+import time
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class Sleepy(CartPoleEnv):
+    taken = 0
+
+    def step(self, action):
+        self.taken += 1
+        if self.taken > 300:
+            time.sleep(3600)
+        return super().step(action)
+
+gymnasium.register("Sleepy-v0", Sleepy, max_episode_steps=500)
+"""
+
+
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_ends_an_evaluation_at_once(second: int, tmp_path: Path) -> None:
+def test_a_second_signal_ends_a_run_at_once(second: int, tmp_path: Path) -> None:
     """Of either kind, and in a job that a shell has started in the background, where SIGINT is ignored from the start."""
     out = tmp_path / "run"
-    flags = ("--steps", "10000", "--log-every", "100", "--eval-every", "200", "--eval-episodes", "1000000")
+    (tmp_path / "sleepy.py").write_text(SLEEPY)
+    flags = ("--steps", "10000", "--log-every", "100", "--eval-episodes", "0", "--env", "gym/sleepy:Sleepy-v0")
     ignoring = (
         "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
     )
-    started = [sys.executable, "-c", ignoring, *command("train", *CLI_RUNS["dqn"], *flags, "--out", str(out))]
-    with subprocess.Popen(started, stderr=subprocess.PIPE, text=True) as process:
+    run = command("train", "dqn", "--agent.warmup", "100", *flags, "--sync", "--out", str(out))
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    started = [sys.executable, "-c", ignoring, *run]
+    with subprocess.Popen(started, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr is not None
-        while not any(line["step"] == 200 for line in read_metrics(out / "metrics.jsonl")):
+        while not any(line["step"] == 300 for line in read_metrics(out / "metrics.jsonl")):
             assert process.poll() is None
             time.sleep(0.05)
+        time.sleep(1)
         process.send_signal(signal.SIGINT)
         assert any("once more to stop at once" in line for line in iter(process.stderr.readline, ""))
         process.send_signal(second)

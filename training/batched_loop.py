@@ -117,6 +117,7 @@ class BatchedLoop:
             past=(),
             **parts,
         )
+        self.given = [t.sampler for t in trainings]  # what the runs were handed last
 
     def run(self, next_due: Callable[[], int], boundary: Callable[[], bool]) -> None:
         """Train until `experiment.steps`, or until `boundary` answers True.
@@ -132,9 +133,9 @@ class BatchedLoop:
                 each.agent_step, each.gradient_step, each.owed = t.agent_step, t.gradient_step, t.owed
             if not self.watch() and t.agent_step < due:
                 return False
-            given = self._hand_out()
+            self.given = self._hand_out()
             stop = boundary()
-            self._take_in(given)
+            self._take_in(self.given)
             due = min(next_due(), self.experiment.steps)
             return stop
 
@@ -142,6 +143,7 @@ class BatchedLoop:
 
     def settle(self) -> None:
         """Take the gradient steps that the last agent step owes."""
+        self._take_in(self.given)  # the last checkpoint may have ended episodes
         learn_owed(self.together, self.compiled)
         for each in self.trainings:
             each.gradient_step, each.owed = self.together.gradient_step, self.together.owed

@@ -75,13 +75,15 @@ def save(directory: Path, training: Training, snapshot: dict[str, Any] | None, k
     return final
 
 
-def newest(directory: Path, with_replay: bool = True) -> tuple[Path, list[str]]:
+def newest(directory: Path, with_replay: bool = True, until: int | None = None) -> tuple[Path, list[str]]:
     """The newest checkpoint whose every file matches its checksum, and a line for each newer one that does not.
 
-    with_replay: whether its transitions are needed, and so checked, too.
+    with_replay: whether its transitions are needed, and so checked, too. until: the last agent step that it may be of.
     """
     damaged: list[str] = []
     for candidate in reversed(names(directory)):
+        if until is not None and int(candidate.name) > until:
+            continue
         problem = _problem(candidate, with_replay)
         if problem is None:
             return candidate, [f"{line}; trying the one before it" for line in damaged]
@@ -129,9 +131,14 @@ def restore_transitions(path: Path, storage: Replay) -> None:
 
 
 def _set_aside_later(path: Path, written: int) -> None:
-    """Keep what comes after `path`, damaged or never completed, out of the way of what the run will write again."""
+    """Keep what comes after `path`, damaged or never completed, out of the way of what the run will write again.
+
+    One that is whole comes again as it is.
+    """
     for later in names(path.parent):
-        if later.name > path.name:
+        if later.name > path.name and _problem(later, with_replay=True) is None:
+            shutil.rmtree(later)
+        elif later.name > path.name:
             shutil.rmtree(later.with_name(f"damaged-{later.name}"), ignore_errors=True)
             later.rename(later.with_name(f"damaged-{later.name}"))
     for segment in reversed(segments(_replay(path.parent))):

@@ -130,10 +130,17 @@ def reading_only(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]
     return call
 
 
-def bind_interventions(experiment: Experiment, agent: Agent, keys: dict[str, jax.Array]) -> tuple[Acting, ...]:
+def turn_of(experiment: Experiment, spec: EnvSpec) -> int | None:
+    """Agent steps after which the task of changing/* changes; None elsewhere."""
+    return spec.protocol["period"] * spec.num_envs if experiment.env.startswith("changing/") else None
+
+
+def bind_interventions(
+    experiment: Experiment, spec: EnvSpec, agent: Agent, keys: dict[str, jax.Array]
+) -> tuple[Acting, ...]:
     """Each with a stream of its own."""
     return tuple(
-        Acting(intervention, agent, jax.random.fold_in(keys["intervention"], index))
+        Acting(intervention, agent, jax.random.fold_in(keys["intervention"], index), turn_of(experiment, spec))
         for index, intervention in enumerate(experiment.acting)
     )
 
@@ -319,8 +326,9 @@ def compile_functions_of_seeds(
 ) -> Compiled:
     """As `compile_functions`, with a leading axis of seeds, but for diagnostics, which are the first seed's."""
     keys: dict[str, jax.Array] = jax.tree.map(lambda *own: jnp.stack(own), *map(streams, seeds))
+    fold = jax.vmap(jax.random.fold_in, (0, None))
     acting = tuple(
-        Acting(intervention, agent, jax.vmap(jax.random.fold_in, (0, None))(keys["intervention"], index))
+        Acting(intervention, agent, fold(keys["intervention"], index), turn_of(experiment, spec))
         for index, intervention in enumerate(experiment.acting)
     )
     update = sampler.update if sampler.update is no_priorities else jax.vmap(sampler.update)

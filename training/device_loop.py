@@ -260,7 +260,7 @@ class DeviceLoop:
     def _learner(self, keys: dict[str, jax.Array]) -> Callable[[Carry, Counts, jax.Array], tuple[Carry, Counts]]:
         """As `learn_owed` of the host loop, for a given number of gradient steps."""
         pure = functions(self.experiment, self.env.spec, self.agent, self.sampler, keys, self.mesh)
-        acting = bind_interventions(self.experiment, self.agent, keys)
+        acting = bind_interventions(self.experiment, self.env.spec, self.agent, keys)
 
         def learn(ring: RingState, carry: Carry, counts: Counts) -> tuple[Carry, Counts]:
             sampler, slots, weight = pure.sample(carry.sampler)

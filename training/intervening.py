@@ -20,7 +20,17 @@ from ..diagnostics import (
     unit_scores,
     value_churn,
 )
-from ..interventions import METHODS, Context, Intervention, InterventionError, Trigger, on, threshold, when
+from ..interventions import (
+    METHODS,
+    Context,
+    Intervention,
+    InterventionError,
+    Trigger,
+    on,
+    task_boundary,
+    threshold,
+    when,
+)
 from ..interventions.base import check_together, projected, wrapped
 from .specs import parse_spec
 
@@ -35,9 +45,10 @@ def parse_intervention(text: str) -> Intervention:
     Beside its own fields, each takes learner=critic, which restricts it to learners (a+b), and when=fau<0.3, which lets it act
     only where a diagnostic of that learner lies below (or above, >) a level. With rearm=0.5 it then waits until the
     diagnostic was that far back, and look=100 looks every 100 gradient steps; see `interventions.threshold` and `when`.
+    when=task_boundary lets it act where the task has changed.
     """
     name, _, fields = text.partition(":")
-    if "(" in name or name == Intervention().spec:
+    if "(" in text or name == Intervention().spec:
         raise InterventionError(
             f"{text} was put together in a program: only train(experiment, resume=...) there can go on"
         )
@@ -63,6 +74,8 @@ def parse_intervention(text: str) -> Intervention:
 
 
 def _trigger(text: str, rearm: float | None) -> Trigger:
+    if text == "task_boundary" and rearm is None:
+        return task_boundary()
     for mark, side in ((">", "above"), ("<", "below")):
         name, found, level = text.partition(mark)
         if found:
@@ -70,7 +83,7 @@ def _trigger(text: str, rearm: float | None) -> Trigger:
                 return threshold(name, **{side: float(level)}, rearm=rearm)
             except ValueError as error:
                 raise InterventionError(f"when={text}: {error}") from None
-    raise InterventionError(f"when must be DIAGNOSTIC>LEVEL or DIAGNOSTIC<LEVEL, not {text}")
+    raise InterventionError(f"when must be DIAGNOSTIC>LEVEL, DIAGNOSTIC<LEVEL or task_boundary, not {text}")
 
 
 def _number(values: dict[str, str], field: str, kind: type) -> Any:
@@ -117,6 +130,7 @@ class Acting:
     intervention: Intervention
     agent: Agent
     stream: jax.Array  # a key of its own
+    turn: int | None = None  # agent steps after which the task changes
 
     @property
     def learners(self) -> list[str]:
@@ -144,6 +158,7 @@ class Acting:
                 state=before,  # what is measured of another learner is the same for all
                 networks=self.agent.networks,
                 common_key=key,
+                task=agent_step // self.turn if self.turn else None,
             )
             learner, memory[name], infos[name] = self.intervention.update(getattr(state, name), memory[name], context)
             state = state.replace(**{name: learner})

@@ -217,7 +217,22 @@ class Tracker:
 def say(message: str, quiet: bool = False) -> None:
     """A line for whoever looks on, where there is no bar."""
     if not quiet:
-        print(message, file=sys.stderr, flush=True)
+        with lenient():
+            print(message, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def lenient() -> Iterator[None]:
+    """For lines that nobody may read: that the reader has ended, or that the disk of a log is full, is no reason to stop."""
+    try:
+        yield
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):  # what is still buffered would fail at the end, too
+            os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+    except OSError:
+        return
 
 
 RATE_SECONDS = 30  # a look at the diagnostics or an evaluation in between does not pass for the speed of training
@@ -268,13 +283,15 @@ class ProgressDisplay:
 
     def say(self, message: str) -> None:
         if self.bar:
-            self.console.print(message, markup=False, highlight=False, soft_wrap=True)
+            with lenient():
+                self.console.print(message, markup=False, highlight=False, soft_wrap=True)
         else:
             say(message, self.quiet)
 
     def close(self) -> None:
         if self.bar:
-            self.bar.stop()
+            with lenient():
+                self.bar.stop()
             self.bar = None
 
 

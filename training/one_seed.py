@@ -12,8 +12,10 @@ def main() -> int:
     if task["cores"]:
         os.sched_setaffinity(0, task["cores"])  # before JAX counts them
     from .experiment import Experiment
+    from .process import end_with_parent
     from .run import Interrupted, TrainingStopped, train
 
+    end_with_parent()
     experiment = Experiment.from_json(task["experiment"])
     begun = Path(str(experiment.out), "config.json").exists()
     try:

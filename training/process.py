@@ -1,12 +1,19 @@
-"""A process that trains: what it sets once, what it is started with beside others, and how much memory it has had."""
+"""A process that trains: what it sets once, how it is started beside others and ends, and how much memory it has had."""
 
 import ctypes
+import json
 import os
 import platform
 import resource
+import signal
+import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -32,6 +39,71 @@ def environment_with(share: float) -> dict[str, str]:
     if "XLA_CLIENT_MEM_FRACTION" not in os.environ:  # JAX takes either name, not both
         shares["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 * share:.3f}"
     return shares | os.environ
+
+
+def start(
+    module: str, task: dict[str, Any], log: Path, environment: dict[str, str] | None = None
+) -> tuple[subprocess.Popen[bytes], int]:
+    """`python -m MODULE TASK`, the task as JSON, and the length of its log so far; it is to call `end_with_parent`.
+
+    In a session of its own: a Ctrl-C of the terminal does not reach it, only our signal does.
+    """
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", module, json.dumps(task)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        return process, file.tell()
+
+
+def wait(process: subprocess.Popen[bytes]) -> int:
+    """Until it has ended, and only then let go of what ties it to this process; its exit code."""
+    code = process.wait()
+    if process.stdin:
+        process.stdin.close()
+    return code
+
+
+def end_with_parent() -> None:
+    """From now on this process ends at the latest when the one that started it does, even if that is killed."""
+
+    def watch() -> None:
+        os.read(sys.stdin.fileno(), 1)  # until the other end is gone, which a kill leaves no way around
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def last_words(log: Path, code: int, said_before: int) -> str:
+    """Why a process ended with `code`, by the last line of its log, whose first `said_before` bytes are others'."""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    text = log.read_bytes()[said_before:].decode(errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"
+
+
+@contextmanager
+def signals(receive: Callable[[int, Any], None]) -> Iterator[dict[signal.Signals, Any]]:
+    """`receive(number, frame)` in place of what SIGINT and SIGTERM had before, which is the result.
+
+    Off the main thread nothing is changed, for there the program that called us owns the signals.
+    """
+    try:
+        previous: dict[signal.Signals, Any] = {
+            number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+    except ValueError:
+        previous = {}
+    try:
+        yield previous
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def peak_memory() -> int:

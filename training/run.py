@@ -11,7 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -61,7 +61,7 @@ from .placement import (
     place_frames,
     replay_arguments,
 )
-from .process import peak_device_memory, peak_memory, prepare_process
+from .process import peak_device_memory, peak_memory, prepare_process, signals
 from .processes import agreed, all_or_none
 from .profiling import WARM_UPDATES, Profile, named
 from .refitting import Refitting
@@ -79,6 +79,10 @@ class Interrupted(Exception):
     def __init__(self, number: int, directory: Path) -> None:
         super().__init__(f"interrupted; go on with: resprout train --resume {directory}")
         self.exit_code = 128 + number
+
+
+class Abandoned(Exception):
+    """A signal came in the middle of an evaluation."""
 
 
 class TrainingStopped(RuntimeError):
@@ -221,6 +225,7 @@ def _train_in(loop: DeviceLoop | BatchedLoop, runs: Sequence["Run"]) -> list[Res
     for run in runs:
         run.show_progress()
         run.speed = first.speed  # of all together, so that what one is busy with is left out for all
+        run.leader = first
 
     def boundary() -> bool:
         stops = [run.boundary() for run in runs]
@@ -228,9 +233,8 @@ def _train_in(loop: DeviceLoop | BatchedLoop, runs: Sequence["Run"]) -> list[Res
 
     with first.signals():
         loop.run(lambda: min(run.next_due() for run in runs), boundary)
-        for run in reversed(runs):  # the first raises last, when all are saved
-            run.received = first.received
-            if run is not first and run.received is not None:
+        if first.stop is not None:
+            for run in runs[1:]:  # before the first saves and raises
                 run.save()
         first.stop_if_interrupted()
         with first.speed.excluded():
@@ -267,7 +271,7 @@ class Run:
         self.experiment, self.directory, self.env, self.agent, self.past = experiment, directory, env, agent, past
         self.keys = streams(experiment.seed)
         self.sampler = self._sampler()
-        self.acting = bind_interventions(experiment, agent, self.keys)
+        self.acting = bind_interventions(experiment, env.spec, agent, self.keys)
         self.mesh, self.everywhere = mesh, everywhere(mesh)
         self.spans = jax.process_count() > 1  # several processes, all of which do the same
         self.writes = jax.process_index() == 0
@@ -282,6 +286,8 @@ class Run:
         self.stack = stack
         self.quiet = quiet
         self.received: int | None = None  # the number of a signal
+        self.leader = self  # of several runs in one loop, the one that signals are told
+        self.whole = directory  # what --resume goes on with: of several runs that of all
         self.stopping: int | None = None  # that of any process
         self.saved_step = -1  # agent step of the newest checkpoint
         self.saved_transitions = 0  # those in files
@@ -383,8 +389,9 @@ class Run:
         t.observation = self.env.reset(seed_from(self.keys["environment"], t.agent_step))
         t.storage.begin(t.observation)
 
-    def start(self, resume: bool) -> None:
-        self.resume() if resume else self.begin()
+    def start(self, resume: bool, until: int | None = None) -> None:
+        """until: the agent step from whose checkpoint to go on, or from one before it; None for the newest."""
+        self.resume(until) if resume else self.begin()
 
     def begin(self) -> None:
         self.training = self.fresh()
@@ -394,7 +401,7 @@ class Run:
         self.restart_environments()
         self._open(metrics_bytes=0)
 
-    def resume(self) -> None:
+    def resume(self, until: int | None = None) -> None:
         saved = read_record(self.directory / "config.json", digest=str, versions=dict)
         if saved["digest"] != self.experiment.digest():
             raise ExperimentError(f"{self.directory} is a run of another experiment")
@@ -413,7 +420,11 @@ class Run:
         if not any(checkpoints.glob("[0-9]*")):
             experiment, written = self.experiment, segments(self.directory / "replay")
             first = experiment.checkpoint_every  # a kill may come between its transitions and itself
-            lost = first and experiment.save_replay and written and span(written[-1])[1] >= first + experiment.num_envs
+            if not first and experiment.save_replay and written:  # of a run of any length
+                raise ExperimentError(
+                    f"{self.directory} has no checkpoint, but transitions that --save-replay keeps: begin anew in another --out"
+                )
+            lost = experiment.save_replay and written and span(written[-1])[1] >= first + experiment.num_envs
             if lost or (self.directory / "summary.json").exists():
                 raise ExperimentError(f"{self.directory} has lost its checkpoints: begin anew in another --out")
             self.say(f"{self.directory} has no checkpoint yet: starting from the beginning")
@@ -424,7 +435,7 @@ class Run:
             self.restart_environments()
             self._open(metrics_bytes=0)
             return
-        path, complaints = checkpoint.newest(checkpoints)
+        path, complaints = checkpoint.newest(checkpoints, until=until)
         for line in complaints:
             self.say(line)
         summary = self.directory / "summary.json"  # missing if the run was stopped in its last evaluation
@@ -577,7 +588,7 @@ class Run:
         self._control()
         self._refit()
         if self._evaluation_due():
-            with self.speed.excluded():
+            with self.speed.excluded(), suppress(Abandoned):  # whoever goes on from here begins with it
                 self.evaluate()
         if experiment.save_replay and t.storage.written - self.saved_transitions >= self.segment:
             with self.speed.excluded(), self._writing("replay"):
@@ -594,7 +605,7 @@ class Run:
     @property
     def stop(self) -> int | None:
         """The number of a signal to stop at; of several processes, once all know of it."""
-        return self.stopping if self.spans else self.received
+        return self.stopping if self.spans else self.leader.received
 
     def _control(self) -> None:
         """Let an intervention set the replay ratio, where one does and it is time to."""
@@ -661,13 +672,19 @@ class Run:
         self._write({name: float(value) for name, value in jax.device_get(values).items()})
 
     def evaluate(self) -> Evaluation:
+        """Abandoned if a signal comes before its end."""
+
+        def look(env: Env) -> None:
+            if self.stop is not None:
+                raise Abandoned
+
         episodes = self.experiment.eval_episodes
         if self.evaluation_env is None:
             env = make_env(self.experiment, training=False, num_envs=min(episodes, EVALUATION_ENVS))
             self.evaluation_env = self.stack.enter_context(closing(env))
         seed = seed_from(self.keys["evaluation"], self.training.agent_step)
         agent = alone(self.mesh, self.training.agent)
-        result = evaluate(self.exploit, agent, self.evaluation_env, episodes, seed)
+        result = evaluate(self.exploit, agent, self.evaluation_env, episodes, seed, look)
         spread = float(np.std(result.returns))
         self._write({"eval/return": result.mean, "eval/return_std": spread, "eval/episodes": episodes})
         return result
@@ -698,7 +715,7 @@ class Run:
             free = shutil.disk_usage(self.directory).free / 1e6
             raise TrainingStopped(
                 f"the {what} at agent step {self.training.agent_step} could not be written ({error}; {free:.1f} MB of "
-                f"disk are free); {self._last_good()}; make room, then: resprout train --resume {self.directory}"
+                f"disk are free); {self._last_good()}; make room, then: resprout train --resume {self.whole}"
             ) from error
 
     def _stop_if_not_finite(self) -> None:
@@ -714,7 +731,10 @@ class Run:
 
     def _sum_up(self, steps_per_second: float) -> Result:
         t = self.training
-        evaluation = self.evaluate() if self.experiment.eval_episodes else None
+        try:
+            evaluation = self.evaluate() if self.experiment.eval_episodes else None
+        except Abandoned:  # by a signal that came when all was saved
+            raise Interrupted(int(self.stop or 0), self.whole) from None
         summary: dict[str, Any] = {
             "return": evaluation.mean if evaluation else None,
             "episode_returns": evaluation.returns if evaluation else [],
@@ -745,16 +765,8 @@ class Run:
                 signal.signal(each, signal.SIG_DFL if handler == signal.SIG_IGN else handler)
             self.say("stopping after a checkpoint; once more to stop at once")
 
-        try:
-            previous = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread, so the program that called us owns the signals
+        with signals(receive) as previous:
             yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
     def say(self, message: str) -> None:
         if self.progress:

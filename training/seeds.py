@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
@@ -27,7 +26,7 @@ from .experiment import Experiment, ExperimentError
 from .files import final_return, read_record
 from .metrics import Tracker, plot_seeds, say
 from .placement import check_memory, describe_replay, frames_on_device, lacks_memory, loop_on_device, make_rings
-from .process import environment_with, prepare_process
+from .process import environment_with, last_words, prepare_process, signals, start, wait
 from .processes import ALONE, Processes
 from .run import (
     Interrupted,
@@ -205,8 +204,10 @@ def _train_together(
         for run in runs[1:]:
             run.share_compiled(runs[0])
         runs[0].trace(profile)
+        until = _last_in_common(each)
         for index, (own, run) in enumerate(zip(each, runs, strict=True)):
-            run.start(resume=_begun(own))
+            run.whole = out
+            run.start(_begun(own), until)
             if index == 0:
                 begin()
         steps = {run.training.agent_step for run in runs}
@@ -219,6 +220,12 @@ def _train_together(
             train_on_device(runs, rings, sharding) if rings else train_batched(runs)
         except Interrupted as stop:
             raise Interrupted(stop.exit_code - 128, out) from None
+
+
+def _last_in_common(each: Sequence[Experiment]) -> int | None:
+    """The newest agent step of which all have a checkpoint: a kill may come between those of two seeds. None if there is none."""
+    saved = [{int(path.name) for path in checkpoint.names(Path(str(own.out), "checkpoints"))} for own in each]
+    return max(set.intersection(*saved), default=None)
 
 
 def _check_memory(experiment: Experiment, spec: EnvSpec, on_device: bool, seeds: int, devices: int = 1) -> bool:
@@ -244,46 +251,47 @@ def _train_apart(
     shares = _shares(1 if jax.default_backend() == "cpu" else CORES_BESIDE_ACCELERATOR)[: len(waiting)]
     if waiting:  # each process sees no more than its own replay, and memory is taken as it fills
         _check_memory(waiting[0], spec, on_device, len(shares))
-    running: dict[int, tuple[Experiment, subprocess.Popen[bytes]]] = {}  # by place: which share
-    failed: list[Experiment] = []
+    running: dict[int, tuple[Experiment, subprocess.Popen[bytes], int]] = {}  # by place: which share
+    failed: dict[int, str] = {}  # seed -> why
     received: list[int] = []
     begin()
 
     def receive(number: int, frame: Any) -> None:
         received.append(number)
         waiting.clear()
-        for _, process in running.values():
+        for _, process, _ in running.values():
             process.send_signal(number)
 
-    handled = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.signal(number, receive) for number in handled}
     try:
-        while waiting or running:
-            for place, cores in enumerate(shares):
-                if waiting and place not in running:
-                    own = waiting.pop()
-                    running[place] = own, _start(own, cores, 1 / len(shares))
-            time.sleep(POLL)
-            for place, (own, process) in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[place]
-                if process.returncode and not received:
-                    failed.append(own)
-                told = "failed" if process.returncode else final_return(Path(str(own.out)))
-                if process.returncode in (128 + number for number in handled):
-                    told = "stopped"
-                say(f"seed {own.seed}: {told}; {out / f's{own.seed}.log'}", quiet)
+        with signals(receive):
+            while waiting or running:
+                for place, cores in enumerate(shares):
+                    if waiting and place not in running:
+                        own = waiting.pop()
+                        running[place] = own, *_start(own, cores, 1 / len(shares))
+                time.sleep(POLL)
+                for place, (own, process, said_before) in list(running.items()):
+                    if process.poll() is None:
+                        continue
+                    wait(process)
+                    del running[place]
+                    log = Path(f"{own.out}.log")
+                    if process.returncode and not received:
+                        failed[own.seed] = last_words(log, process.returncode, said_before)
+                    told = "failed" if process.returncode else final_return(Path(str(own.out)))
+                    if process.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+                        told = "stopped"
+                    say(f"seed {own.seed}: {told}; {log}", quiet)
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        for _, process in running.values():
-            process.terminate()
+        for _, process, _ in running.values():
+            if not received:
+                process.terminate()
+        for _, process, _ in running.values():
+            wait(process)
     if received:
         raise Interrupted(received[0], out)
     if failed:
-        words = _last_line(out / f"s{failed[0].seed}.log")
-        raise TrainingStopped(f"seed {', '.join(str(own.seed) for own in failed)} failed: {words}")
+        raise TrainingStopped(f"seed {', '.join(map(str, failed))} failed: {next(iter(failed.values()))}")
 
 
 def _shares(size: int) -> list[list[int]]:
@@ -295,25 +303,11 @@ def _shares(size: int) -> list[list[int]]:
     return [cores[place::count] for place in range(count)]
 
 
-def _start(experiment: Experiment, cores: list[int], share: float) -> subprocess.Popen[bytes]:
-    """A process in a session of its own: a Ctrl-C of the terminal reaches it through us alone, and once."""
-    task = json.dumps({"experiment": experiment.to_json(), "cores": cores})
-    with Path(f"{experiment.out}.log").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "resprout.training.one_seed", task],
-            env=environment_with(share),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+def _start(experiment: Experiment, cores: list[int], share: float) -> tuple[subprocess.Popen[bytes], int]:
+    task = {"experiment": experiment.to_json(), "cores": cores}
+    return start("resprout.training.one_seed", task, Path(f"{experiment.out}.log"), environment_with(share))
 
 
 def _is_finished(experiment: Experiment) -> bool:
     summary = Path(str(experiment.out), "summary.json")
     return summary.exists() and bool(read_record(summary, agent_steps=int)["agent_steps"] >= experiment.steps)
-
-
-def _last_line(path: Path) -> str:
-    lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"

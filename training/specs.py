@@ -35,6 +35,8 @@ def parse_spec(text: str, registry: Mapping[str, Callable[..., Any]], kind: str,
     values: dict[str, Any] = {}
     for part in fields.split(",") if fields else ():
         field, equals, value = part.partition("=")
+        if not equals and field in known:
+            raise SpecError(f"{kind} {name}: {field} has no value; it is written {field}=VALUE")
         if not equals or field not in known:
             has = f"its fields are: {', '.join(known)}" if known else "it has no fields"
             raise SpecError(f"{kind} {name} has no field {field!r}{nearest(field, known)}; {has}")
