@@ -41,9 +41,7 @@ class Context:
     batch: Any = None  # the transitions of `inputs`, a Batch; None in a loop of one's own
     state: PyTree = None  # of the agent, before this intervention touched any of its learners
     networks: Mapping[str, Network] = field(default_factory=dict)  # of all its learners
-    task: Step | None = (
-        0  # number of the task's turn; None where there is one task, as `train` has it but for changing/*
-    )
+    task: Step | None = 0  # how often it has changed; None where it never does, as in `train` but for changing/*
     now: bool = False  # due, whatever a schedule says
     common_key: jax.Array | None = None  # as key, but the same for all learners; None in a loop of one's own
 
