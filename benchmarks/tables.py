@@ -278,7 +278,7 @@ def arms_sheet(suite: Suite, scores: Returns, tasks: Sequence[str], unit: str, r
     notes += ("Over all tasks, here and in what follows: the seeds of an arm that each of its tasks has.",) * (
         kept < all_runs
     )
-    notes += (UNIT,) * (not suite.human and len(tasks) > 1)
+    notes += (UNIT,) * (not suite.human and (len(tasks) > 1 or suite.fresh is not None))
     measured = "Episodes of all turns" if suite.fresh else "Last evaluation"
     return Sheet(f"{measured}: IQM of {unit}", columns, lines, notes)
 
