@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from ..training import Experiment
+from ..training.metrics import lenient
 from ..training.process import environment_with, last_words, wait
 from .progress import SuiteProgress
 from .runner import Failure, Run, conclude, conclude_finished, log_path, pace, start
@@ -105,9 +106,10 @@ def follow(
                 progress.show()
     finally:
         if references:
-            console.print(f"stopping {len(references) - len(queued)} runs, each after a checkpoint")
             for reference in references:
                 ray.cancel(reference)
+            with lenient():
+                console.print(f"stopping {len(references) - len(queued)} runs, each after a checkpoint")
             over, _ = ray.wait(list(references), num_returns=len(references), timeout=SAVE)
             conclude_finished([references[reference] for reference in over], keep_replay)
     return failures

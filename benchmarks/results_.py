@@ -70,6 +70,11 @@ class Row:
         return [each[:12] + each[40:] for each in self.commit.split()]
 
     @property
+    def same(self) -> tuple[str, str, str, str]:
+        """What rows of one and the same run agree in."""
+        return self.digest, self.commit, self.directory, self.finished
+
+    @property
     def key(self) -> tuple[str, str, str, int]:
         """What there is one row of."""
         return self.suite, self.arm, self.task, self.seed
@@ -256,7 +261,7 @@ def read_finished(
 def add(rows: Sequence[Row], points: Sequence[Point], name: str, folder: Path, check: Check = lambda rows: None) -> int:
     """Put rows into a folder's results, and their curves; the result is how many are new. What is there already stays.
 
-    A run that is there without a curve gets it. check: raises ValueError, and nothing is written, unless all rows, old and new, go together.
+    A run that is there without its curve gets it. check: raises ValueError, and nothing is written, unless all rows, old and new, go together.
     """
     table, curves = paths(name, folder)
     check(rows)  # before a folder is made
@@ -265,11 +270,12 @@ def add(rows: Sequence[Row], points: Sequence[Point], name: str, folder: Path, c
         check([*old, *rows])
         known = {row.key for row in old}
         new = {row.key: row for row in rows if row.key not in known}
-        drawn = read_curves(curves) if curves.exists() else []
-        digests = {row.key: row.digest for row in [*old, *new.values()]}
-        wanting = {row.key[1:] for row in rows if row.digest == digests[row.key]} - {point[:3] for point in drawn}
+        stored = read_curves(curves) if curves.exists() else []
+        drawn = [point for point in stored if (name, *point[:3]) not in new]
+        kept = {row.key: row.same for row in [*old, *new.values()]}
+        wanting = {row.key[1:] for row in rows if row.same == kept[row.key]} - {point[:3] for point in drawn}
         drawn += [point for point in points if point[:3] in wanting]
-        write_curves(curves, drawn)  # first: a row is there only with its curves
+        write_curves(curves, drawn)  # first, so that no row waits for a curve that was given
         write_rows(table, [*old, *new.values()])
     return len(new)
 

@@ -18,6 +18,7 @@ from .capture import UnknownStateError, capture, functions, restore
 from .interface import Env, EnvError, EnvSpec, Step
 
 LIMIT = 27_000  # agent steps, as Atari's episodes have
+FRAMES = "max_num_frames_per_episode"  # the limit that ALE's own ids have
 
 
 def names(family: str) -> dict[str, str]:
@@ -52,7 +53,7 @@ def make_vector(env_id: str, name: str, num_envs: int, render: bool, limit: int 
             {"render_mode": "rgb_array"} if render else {}
         )  # Panda-gym refuses None, gymnasium's default
         env = gymnasium.make(name, **drawing)
-        if limit and env.spec and env.spec.max_episode_steps is None:
+        if limit and env.spec and env.spec.max_episode_steps is None and FRAMES not in env.spec.kwargs:
             env = TimeLimit(env, limit)
         space = env.observation_space
         return FlattenObservation(env) if not isinstance(space, spaces.Box) and space.is_np_flattenable else env

@@ -287,6 +287,11 @@ def test_evaluation_ends_episodes_of_environments_without_a_limit(monkeypatch):
         env.reset(0)
         assert [bool(env.step(np.zeros(1, np.int32)).truncated[0]) for _ in range(6)] == over  # against the wall
         env.close()
-    own = make("gym/CartPole-v1", training=False)
-    assert own.spec.max_episode_steps == 500
-    own.close()
+    for env_id, limit in (
+        ("gym/CartPole-v1", 500),
+        ("gym/ALE/Breakout-v5", None),
+        ("gym/BreakoutNoFrameskip-v4", None),
+    ):
+        own = make(env_id, training=False)  # ALE counts frames
+        assert own.spec.max_episode_steps == limit
+        own.close()

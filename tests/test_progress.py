@@ -2,6 +2,8 @@
 
 import io
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -117,3 +119,24 @@ def test_the_speed_is_that_of_the_last_half_minute(monkeypatch):
         display.update(step, math.nan)
         rates.append(display.rate)
     assert rates == [10, 110 / 30, 110 / 30, 210 / 40]
+
+
+UNREAD = """
+import contextlib, io, sys
+from resprout.training.metrics import say
+sys.stdin.read(1)
+with contextlib.redirect_stdout(io.StringIO()):  # a stream that is no file
+    say("nobody reads this")
+print("kept")
+say("nor this")
+"""
+
+
+def test_a_reader_that_has_ended_takes_nothing_from_the_other_stream():
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-P", "-c", UNREAD], **pipes) as process:
+        process.stderr.close()
+        process.stdin.write(b"x")
+        process.stdin.close()
+        assert process.stdout.read() == b"kept\n"
+        assert process.wait() == 0

@@ -317,6 +317,23 @@ def test_curves_that_were_missing_are_added_later(tiny, finish, tmp_path, capsys
     assert (folder / "tiny-curves.csv").read_bytes() == (theirs / "tiny-curves.csv").read_bytes()
 
 
+def test_a_curve_stands_beside_the_row_of_its_run_alone(tiny, finish, tmp_path, capsys):
+    """Not beside that of a repeat: what was left of an earlier one gives way, and what is there takes none of a later one."""
+    out, folder = tmp_path / "out", tmp_path / "results"
+    rows, points = results.read_finished(finish("a", FIRST, 0, 10.0).parents[2], "tiny", TINY.arms)
+    results.write_curves(
+        folder / "tiny-curves.csv", [point._replace(value=-7.0) for point in points]
+    )  # its row is gone
+    assert tiny("add", "tiny", out, "--results", folder) == 0
+    assert -7.0 not in {point.value for point in results.read_curves(folder / "tiny-curves.csv")}
+    (folder / "tiny-curves.csv").unlink()
+    repeat = dataclasses.replace(rows[0], final_return=99.0, commit="other")
+    results.add([repeat], points, "tiny", folder)
+    assert results.read_curves(folder / "tiny-curves.csv") == []
+    results.add(rows, points, "tiny", folder)
+    assert len(results.read_curves(folder / "tiny-curves.csv")) == len(points)
+
+
 def test_runs_of_changing_tasks_are_added_with_their_curves_alone(finish, tmp_path, monkeypatch, capsys):
     finish("a", FIRST, 0, 10.0)
     finish("b", FIRST, 0, 10.0)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from resprout.training.files import final_return
 from resprout.training.metrics import plot_seeds, read_metrics
 from resprout.training.process import start, wait
 from resprout.training.run import Run, TrainingStopped
-from resprout.training.seeds import _note, parse_seeds, read_seeds, train_seeds
+from resprout.training.seeds import _last_in_common, _note, parse_seeds, read_seeds, train_seeds
 from resprout.training.sharing import share_seeds
 
 from .runs import agent_state, assert_close, assert_equal, comparable, refused
@@ -80,10 +81,44 @@ def test_vmapped_seeds_are_their_solo_runs_and_go_on(tmp_path: Path) -> None:
             f"{step:012d}" for step in (200, 300)
         }
         (tmp_path / "half" / f"s{seed}" / "summary.json").unlink()
+    # Or one of them is damaged.
+    (tmp_path / "half" / "s3" / "checkpoints" / f"{300:012d}" / "host.json").write_text("{}")
+    train_seeds(half, (3, 7), mode="vmap", resume=True, quiet=True)
+    for seed in (3, 7):
+        assert_equal(agent_state(out / f"s{seed}"), agent_state(tmp_path / "half" / f"s{seed}"))
+        (tmp_path / "half" / f"s{seed}" / "summary.json").unlink()
+    assert (tmp_path / "half" / "s3" / "checkpoints" / f"damaged-{300:012d}").exists()
+    assert not (tmp_path / "half" / "s7" / "checkpoints" / f"damaged-{300:012d}").exists()
     shutil.rmtree(tmp_path / "half" / "s3" / "checkpoints" / f"{200:012d}")
     shutil.rmtree(tmp_path / "half" / "s7" / "checkpoints" / f"{300:012d}")
     with pytest.raises(ExperimentError, match=r"different agent steps \(200, 300\).*processes"):
         train_seeds(dataclasses.replace(half, steps=400), (3, 7), mode="vmap", resume=True, quiet=True)
+
+
+@pytest.mark.slow
+def test_a_kill_between_the_checkpoints_of_two_seeds_keeps_one_of_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where one is all that is kept, as in suites."""
+    save = checkpoint.save
+
+    def killed(directory: Path, training: Any, *others: Any) -> Path:
+        if training.agent_step == 200 and directory.parent.name == "s7":
+            raise KeyboardInterrupt
+        return save(directory, training, *others)
+
+    changes = {"checkpoint_every": 100, "keep_checkpoints": 1}
+    for name, patched in (("whole", save), ("cut", killed)):
+        monkeypatch.setattr(checkpoint, "save", patched)
+        with pytest.raises(KeyboardInterrupt) if patched is killed else nullcontext():
+            train_seeds(small(tmp_path / name, **changes), (3, 7), mode="vmap", quiet=True)
+    monkeypatch.setattr(checkpoint, "save", save)
+    saved = {seed: checkpoint.names(tmp_path / "cut" / f"s{seed}" / "checkpoints") for seed in (3, 7)}
+    assert [int(path.name) for path in saved[3]] == [100, 200] and [int(path.name) for path in saved[7]] == [100]
+    train_seeds(small(tmp_path / "cut", **changes), (3, 7), mode="vmap", resume=True, quiet=True)
+    for seed in (3, 7):
+        assert_equal(agent_state(tmp_path / "whole" / f"s{seed}"), agent_state(tmp_path / "cut" / f"s{seed}"))
+        assert [int(path.name) for path in checkpoint.names(tmp_path / "cut" / f"s{seed}" / "checkpoints")] == [300]
 
 
 @pytest.mark.slow
@@ -155,6 +190,35 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
                     time.sleep(0.1)
 
 
+@pytest.mark.parametrize(
+    ("saved", "step"),
+    [
+        (([100, 200], [100, 200]), None),  # all as far
+        (([100, 200], [100]), 100),
+        (([200, 300], [100, 200], [200]), 200),
+        (([100, 200, 300], [100]), None),  # further apart than a kill leaves them: nothing is gone back from
+        (([200], [100]), None),  # none in common
+        (([100], []), None),
+    ],
+)
+def test_the_agent_step_to_go_back_to(
+    saved: tuple[list[int], ...], step: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = [small(tmp_path / f"s{seed}", seed=seed, checkpoint_every=100) for seed in range(len(saved))]
+    for own, steps in zip(each, saved, strict=True):
+        for number in steps:
+            Path(str(own.out), "checkpoints", f"{number:012d}").mkdir(parents=True)
+    monkeypatch.setattr(checkpoint, "_problem", lambda path, with_replay: None)
+    assert _last_in_common(each) == step
+
+
+def command_of(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:  # it has ended
+        return b""
+
+
 @pytest.mark.slow
 def test_seeds_in_processes_can_be_trained_from_any_thread(tmp_path: Path) -> None:
     """Where the program that called owns the signals; one that fails says why, that it was killed too."""
@@ -167,9 +231,10 @@ def test_seeds_in_processes_can_be_trained_from_any_thread(tmp_path: Path) -> No
             found := [
                 int(path.name)
                 for path in Path("/proc").glob("[0-9]*")
-                if str(tmp_path / "b").encode() in (path / "cmdline").read_bytes()
+                if str(tmp_path / "b").encode() in command_of(path)
             ]
         ):
+            assert not failing.done()
             time.sleep(0.1)
         os.kill(found[0], signal.SIGKILL)
         with pytest.raises(TrainingStopped, match="seed 0 failed: killed by SIGKILL"):

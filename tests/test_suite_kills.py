@@ -5,6 +5,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -76,6 +78,53 @@ def test_what_a_kill_in_the_first_instant_leaves_is_no_run_yet(tmp_path):
     (tmp_path / "run" / "notes.txt").touch()
     with pytest.raises(ExperimentError, match="exists already"):
         new_directory(experiment)
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_reader_that_ends_with_the_signal_keeps_no_run_from_its_checkpoint(stream, tmp_path):
+    """As of Ctrl-C on `resprout bench run ... | tee log`; the run is a process that takes a second to save."""
+    saving = tmp_path / "saving.py"
+    saving.write_text(SAVING.format(folder=str(tmp_path)))
+    program = STOPPED.format(saving=str(saving), out=str(tmp_path / "out"), stream=stream)
+    with subprocess.Popen([sys.executable, "-P", "-c", program], **{stream: subprocess.PIPE}) as process:
+        while not (tmp_path / "begun").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        (process.stdout or process.stderr).close()
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
+    assert (tmp_path / "saved").exists()
+
+
+SAVING = """
+import pathlib, signal, sys, time
+from resprout.training.process import end_with_parent
+folder = pathlib.Path({folder!r})
+
+def save(number, frame):
+    time.sleep(1)
+    (folder / "saved").touch()
+    sys.exit(130)
+
+signal.signal(signal.SIGINT, save)
+end_with_parent()
+(folder / "begun").touch()
+time.sleep(60)
+"""
+STOPPED = """
+import pathlib, subprocess, sys
+from rich.console import Console
+from resprout.benchmarks import runner
+from resprout.benchmarks.suites import SUITES
+
+def start(experiments, cores, environment):
+    return subprocess.Popen([sys.executable, {saving!r}], stdin=subprocess.PIPE, start_new_session=True), 0
+
+runner.start = start
+suite = SUITES["redo-minatar"]()
+every = runner.runs(suite, ["dqn-rr1"], suite.tasks[:1], [0], 100_000, pathlib.Path({out!r}))
+runner.run_all(every, 1, False, Console(file=sys.{stream}))
+"""
 
 
 def test_last_words_are_those_of_this_process(tmp_path):

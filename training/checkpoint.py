@@ -71,7 +71,7 @@ def save(directory: Path, training: Training, snapshot: dict[str, Any] | None, k
     replay = {segment.name: json.loads((segment / "manifest.json").read_text()) for segment in needed}
     write_atomically(temporary / "manifest.json", json.dumps({"files": files, "replay": replay}))
     _publish(temporary, final)
-    _prune(directory, keep)
+    prune(directory, keep)
     return final
 
 
@@ -101,13 +101,12 @@ def restore_agent(path: Path, template: PyTree) -> PyTree:
     return _load_state(path / "state", {"agent": template}, partial=True)["agent"]
 
 
-def restore(path: Path, training: Training) -> tuple[dict[str, Any] | None, int]:
+def restore(path: Path, training: Training, back: bool = False) -> tuple[dict[str, Any] | None, int]:
     """Bring a freshly made `training` to the checkpoint at `path`, all but its environments.
 
-    The result is the environments' snapshot (None: they start new episodes) and the length of metrics.jsonl in bytes.
+    Later ones are set aside, as damaged; or, of those that are whole, deleted, where it is gone `back` from them. The result is the environments' snapshot (None: they start new episodes) and the length of metrics.jsonl in bytes.
     """
     host = json.loads((path / "host.json").read_text())
-    _set_aside_later(path, host["written"])
     state = _load_state(path / "state", {part: getattr(training, part) for part in DEVICE_PARTS})
     for part in DEVICE_PARTS:
         setattr(training, part, state[part])
@@ -120,6 +119,7 @@ def restore(path: Path, training: Training) -> tuple[dict[str, Any] | None, int]
         if training.refitting:
             training.refitting.restore_pending(_under("refit/", arrays))
         snapshot = _under("env/", arrays) if host["has_snapshot"] else None
+    _set_aside_later(path, host["written"], delete=back)
     return snapshot, host["metrics_bytes"]
 
 
@@ -130,13 +130,10 @@ def restore_transitions(path: Path, storage: Replay) -> None:
         storage.load({file.stem: np.load(file) for file in segment.glob("*.npy")})
 
 
-def _set_aside_later(path: Path, written: int) -> None:
-    """Keep what comes after `path`, damaged or never completed, out of the way of what the run will write again.
-
-    One that is whole comes again as it is.
-    """
+def _set_aside_later(path: Path, written: int, delete: bool) -> None:
+    """Keep what comes after `path`, damaged or never completed, out of the way of what the run will write again."""
     for later in names(path.parent):
-        if later.name > path.name and _problem(later, with_replay=True) is None:
+        if later.name > path.name and delete and _problem(later, with_replay=True) is None:
             shutil.rmtree(later)
         elif later.name > path.name:
             shutil.rmtree(later.with_name(f"damaged-{later.name}"), ignore_errors=True)
@@ -146,7 +143,7 @@ def _set_aside_later(path: Path, written: int) -> None:
             hidden = segment.with_name(f".{segment.name}")
             shutil.rmtree(hidden, ignore_errors=True)
             segment.rename(hidden)
-    _prune(path.parent, keep=len(names(path.parent)))
+    prune(path.parent, keep=len(names(path.parent)))
 
 
 def _replay(checkpoints: Path) -> Path:
@@ -284,7 +281,8 @@ def _publish(temporary: Path, final: Path) -> None:
     temporary.rename(final)
 
 
-def _prune(directory: Path, keep: int) -> None:
+def prune(directory: Path, keep: int) -> None:
+    """Drop all but the newest `keep` checkpoints, what only they need, and what was never completed."""
     replay = _replay(directory)
     for path in [*names(directory)[:-keep], *directory.glob(".[0-9]*"), *replay.glob(".[0-9]*-[0-9]*")]:
         shutil.rmtree(path)

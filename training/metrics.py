@@ -5,12 +5,13 @@ import errno
 import importlib.util
 import json
 import os
+import select
 import sys
 import time
 import uuid
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -226,13 +227,20 @@ def lenient() -> Iterator[None]:
     """For lines that nobody may read: that the reader has ended, or that the disk of a log is full, is no reason to stop."""
     try:
         yield
-    except BrokenPipeError:
+    except (OSError, SystemExit):  # the second is what rich makes of a broken pipe
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # of a stream that is no file
+                _let_go_of_broken(stream.fileno())
+
+
+def _let_go_of_broken(descriptor: int) -> None:
+    """Whatever else is written to a pipe whose reader has ended would fail again, at the latest at the end of the process."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):  # what is still buffered would fail at the end, too
-            os.dup2(nowhere, stream.fileno())
+        os.dup2(nowhere, descriptor)
         os.close(nowhere)
-    except OSError:
-        return
 
 
 RATE_SECONDS = 30  # a look at the diagnostics or an evaluation in between does not pass for the speed of training

@@ -225,10 +225,17 @@ def _train_in(loop: DeviceLoop | BatchedLoop, runs: Sequence["Run"]) -> list[Res
     for run in runs:
         run.show_progress()
         run.speed = first.speed  # of all together, so that what one is busy with is left out for all
-        run.leader = first
+        run.leader, run.spare = first, len(runs) > 1
+
+    def prune() -> None:
+        """Only now that all are saved: a kill in between leaves all of them a checkpoint of the same step."""
+        for run in runs:
+            checkpoint.prune(run.directory / "checkpoints", run.experiment.keep_checkpoints)
 
     def boundary() -> bool:
-        stops = [run.boundary() for run in runs]
+        saved, stops = first.saved_step, [run.boundary() for run in runs]
+        if len(runs) > 1 and first.saved_step != saved:
+            prune()
         return any(stops)
 
     with first.signals():
@@ -240,6 +247,8 @@ def _train_in(loop: DeviceLoop | BatchedLoop, runs: Sequence["Run"]) -> list[Res
         with first.speed.excluded():
             for run in runs:
                 run.save()
+            if len(runs) > 1:
+                prune()
         first.stop_if_interrupted()
         steps_per_second = first.speed.rate(first.training)
         loop.settle()
@@ -287,6 +296,7 @@ class Run:
         self.quiet = quiet
         self.received: int | None = None  # the number of a signal
         self.leader = self  # of several runs in one loop, the one that signals are told
+        self.spare = 0  # checkpoints to keep beyond those asked for, until all of several runs are saved
         self.whole = directory  # what --resume goes on with: of several runs that of all
         self.stopping: int | None = None  # that of any process
         self.saved_step = -1  # agent step of the newest checkpoint
@@ -443,8 +453,13 @@ class Run:
         beyond = reached - self.experiment.steps
         if beyond >= self.env.spec.num_envs or (beyond >= 0 and summary.exists()):
             raise ExperimentError(f"{self.directory} is complete at {reached} agent steps; give more --steps")
+        later = checkpoint.names(checkpoints)[-1]
+        if until is not None and later > path:
+            self.say(
+                f"{self.directory}: back from agent step {int(later.name)} to {reached}, the last that all seeds have"
+            )
         self.training = t = self.fresh()
-        snapshot, metrics_bytes = checkpoint.restore(path, t)
+        snapshot, metrics_bytes = checkpoint.restore(path, t, back=until is not None)
         for part in checkpoint.DEVICE_PARTS:
             place = self.sampler_place if part == "sampler" else self.everywhere
             setattr(t, part, placed(place, getattr(t, part)))
@@ -704,7 +719,7 @@ class Run:
         with self._writing("checkpoint"):
             if self.writes:
                 folder, length = self.directory / "checkpoints", self.metrics.length()
-                checkpoint.save(folder, t, snapshot, self.experiment.keep_checkpoints, length)
+                checkpoint.save(folder, t, snapshot, self.experiment.keep_checkpoints + self.spare, length)
         self.saved_step, self.saved_transitions = t.agent_step, t.storage.written
 
     @contextmanager

@@ -223,9 +223,23 @@ def _train_together(
 
 
 def _last_in_common(each: Sequence[Experiment]) -> int | None:
-    """The newest agent step of which all have a checkpoint: a kill may come between those of two seeds. None if there is none."""
-    saved = [{int(path.name) for path in checkpoint.names(Path(str(own.out), "checkpoints"))} for own in each]
-    return max(set.intersection(*saved), default=None)
+    """The agent step to go back to where a kill came between the checkpoints of two seeds: the newest that all have.
+
+    None where all are as far, and where they are further apart than one checkpoint, as after training in processes.
+    """
+    folders = [Path(str(own.out), "checkpoints") for own in each]
+    if not all(checkpoint.names(folder) for folder in folders):
+        return None
+    try:
+        steps = {int(checkpoint.newest(folder)[0].name) for folder in folders}
+        furthest, until = max(steps), None
+        while len(steps) > 1:
+            until = min(steps)
+            steps = {int(checkpoint.newest(folder, until=until)[0].name) for folder in folders}
+    except checkpoint.CheckpointError:
+        return None
+    apart = furthest - min(steps)
+    return until if apart < each[0].checkpoint_every + each[0].num_envs else None
 
 
 def _check_memory(experiment: Experiment, spec: EnvSpec, on_device: bool, seeds: int, devices: int = 1) -> bool:
