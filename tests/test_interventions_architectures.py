@@ -108,7 +108,7 @@ def test_where_they_do_not_apply(intervention, config, message):
     [
         (lambda: helu(alpha=0.0), "helu: alpha must be positive, not 0.0"),
         (lambda: smooth_leaky(alpha=1.0), "smooth_leaky: alpha must be between 0 and 1, not 1.0"),
-        (lambda: smooth_leaky(sharpness=float("nan")), "smooth_leaky: sharpness must be positive, not nan"),
+        (lambda: smooth_leaky(sharpness=float("nan")), "smooth_leaky: sharpness must be finite, not nan"),
         (lambda: layer_norm(critic=False), "layer_norm: critic or actor must be true"),
     ],
 )

@@ -551,7 +551,7 @@ def test_a_share_that_falls():
     @quickly_compiled
     def at(step):
         options = {"init_fn": lambda key: fresh_for(learner), "gradient_step": step}
-        return intervene(redo(fraction=0.4, decay=True, stop=100), learner, mlp, (x,), KEY, **options)
+        return intervene(redo(period=1, fraction=0.4, decay=True, stop=100), learner, mlp, (x,), KEY, **options)
 
     # max(1, round(10 * 0.4 * cos(pi / 2 * g / 100)))
     for step, count in ((1, 4), (50, 3), (60, 2), (90, 1), (99, 1)):
