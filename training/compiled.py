@@ -136,11 +136,16 @@ def turn_of(experiment: Experiment, spec: EnvSpec) -> int | None:
 
 
 def bind_interventions(
-    experiment: Experiment, spec: EnvSpec, agent: Agent, keys: dict[str, jax.Array]
+    experiment: Experiment,
+    spec: EnvSpec,
+    agent: Agent,
+    keys: dict[str, jax.Array],
+    fold: Callable[[jax.Array, int], jax.Array] = jax.random.fold_in,
 ) -> tuple[Acting, ...]:
-    """Each with a stream of its own."""
+    """Each with a stream of its own, made by `fold`: of several seeds, one for each."""
+    turn = turn_of(experiment, spec)
     return tuple(
-        Acting(intervention, agent, jax.random.fold_in(keys["intervention"], index), turn_of(experiment, spec))
+        Acting(intervention, agent, fold(keys["intervention"], index), turn)
         for index, intervention in enumerate(experiment.acting)
     )
 
@@ -326,11 +331,7 @@ def compile_functions_of_seeds(
 ) -> Compiled:
     """As `compile_functions`, with a leading axis of seeds, but for diagnostics, which are the first seed's."""
     keys: dict[str, jax.Array] = jax.tree.map(lambda *own: jnp.stack(own), *map(streams, seeds))
-    fold = jax.vmap(jax.random.fold_in, (0, None))
-    acting = tuple(
-        Acting(intervention, agent, fold(keys["intervention"], index), turn_of(experiment, spec))
-        for index, intervention in enumerate(experiment.acting)
-    )
+    acting = bind_interventions(experiment, spec, agent, keys, jax.vmap(jax.random.fold_in, (0, None)))
     update = sampler.update if sampler.update is no_priorities else jax.vmap(sampler.update)
     of_seeds = sampler._replace(add=jax.vmap(sampler.add), update=update)
     pure = functions_of_seeds(experiment, spec, agent, sampler, keys)
