@@ -25,7 +25,7 @@ from rich.console import Console
 
 from ..training import Experiment
 from ..training.metrics import lenient
-from ..training.process import environment_with, last_words, wait
+from ..training.process import environment_with, last_words, signals, wait
 from .progress import SuiteProgress
 from .runner import Failure, Run, conclude, conclude_finished, log_path, pace, start
 
@@ -61,15 +61,14 @@ def run_all(
 
     dashboard = False if address == "local" else None  # None: as the cluster has it
     ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        places = count_places(nodes(), needs)
-        check_shared(out)
-        task = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, max_retries=RETRIES, max_calls=1)(work)
-        return follow(pending, task, places, needs, keep_replay, console)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-        ray.shutdown()
+    with signals(signal.default_int_handler):
+        try:
+            places = count_places(nodes(), needs)
+            check_shared(out)
+            task = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, max_retries=RETRIES, max_calls=1)(work)
+            return follow(pending, task, places, needs, keep_replay, console)
+        finally:
+            ray.shutdown()
 
 
 def follow(

@@ -24,7 +24,7 @@ from rich.console import Console
 from ..training import Experiment
 from ..training.files import final_return, read_record
 from ..training.metrics import lenient
-from ..training.process import end_with_parent, environment_with, last_words, wait
+from ..training.process import end_with_parent, environment_with, last_words, signals, wait
 from ..training.process import start as start_process
 from .progress import Pace, SuiteProgress
 from .suites import Budget, Suite
@@ -114,6 +114,7 @@ class Failure(NamedTuple):
     log: Path
 
 
+@signals(signal.default_int_handler)
 def run_all(
     pending: Sequence[Run], jobs: int, keep_replay: bool, console: Console, together: bool = False
 ) -> list[Failure]:
@@ -130,7 +131,6 @@ def run_all(
     running: dict[int, tuple[Batch, subprocess.Popen[bytes], int]] = {}  # by place: which share of the cores
     failures: list[Failure] = []
     environment = environment_with(1 / max(1, min(jobs, len(batches))))
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         arms = [batch[0].arm for batch in batches]
         with SuiteProgress(arms, jobs, console, lambda batch: pace(batch[0])) as progress:
@@ -157,7 +157,6 @@ def run_all(
                     told = [conclude(run, keep_replay) for run in batch if run not in failed]
                     progress.end(batch, "FAILED" if failed else ", ".join(told), ok=not failed)
     finally:
-        signal.signal(signal.SIGTERM, previous)
         for _, process, _ in running.values():
             process.send_signal(signal.SIGINT)
         if stopped := [run for batch, _, _ in running.values() for run in batch]:

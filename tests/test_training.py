@@ -1,6 +1,7 @@
 """The loop and the run around it, on real environments: counts, one trace, exact resume, interruption, bad numbers."""
 
 import collections
+import contextlib
 import dataclasses
 import errno
 import fcntl
@@ -25,6 +26,7 @@ from resprout.agents import DQN, SAC
 from resprout.training import Experiment, ExperimentError, TrainingStopped, checkpoint, train
 from resprout.training import run as run_module
 from resprout.training.metrics import MetricsFile, read_metrics
+from resprout.training.process import signals
 
 from .runs import assert_equal, comparable
 
@@ -275,6 +277,43 @@ def test_a_reader_that_ends_with_the_signal_does_not_keep_a_run_from_its_checkpo
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
     assert checkpoint.newest(out / "checkpoints")[1] == []
+
+
+def test_a_terminal_that_is_closed_ends_a_run_after_a_checkpoint(tmp_path: Path) -> None:
+    """As that of a lost connection: nothing more can be said there, and the shell sends SIGHUP once more."""
+    out = tmp_path / "run"
+    flags = ("--steps", "10000000", "--eval-episodes", "0", "--log-every", "100", "--out", str(out))
+    owning = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    started = [sys.executable, "-c", owning, *command("train", *CLI_RUNS["dqn"], *flags)]
+    ours, theirs = os.openpty()
+    with subprocess.Popen(started, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True) as process:
+        os.close(theirs)
+        os.set_blocking(ours, False)
+        while not read_metrics(out / "metrics.jsonl"):
+            assert process.poll() is None
+            with contextlib.suppress(BlockingIOError):  # nothing new; unread, it would have the run wait
+                os.read(ours, 65_536)
+            time.sleep(0.05)
+        os.close(ours)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=60) == 128 + signal.SIGHUP
+    assert checkpoint.newest(out / "checkpoints")[1] == []
+
+
+def test_the_first_hang_up_counts_and_none_where_they_are_ignored() -> None:
+    received: list[int] = []
+    before = signal.getsignal(signal.SIGHUP)
+    with signals(lambda number, frame: received.append(number)):
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
+    assert received == [signal.SIGHUP] and signal.getsignal(signal.SIGHUP) == before
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does
+    try:
+        with signals(lambda number, frame: received.append(number)) as previous:
+            signal.raise_signal(signal.SIGHUP)
+        assert received == [signal.SIGHUP] and signal.SIGHUP not in previous
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 SLEEPY = """

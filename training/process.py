@@ -87,19 +87,30 @@ def last_words(log: Path, code: int, said_before: int) -> str:
     return lines[-1] if lines else "it said nothing"
 
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 @contextmanager
 def signals(receive: Callable[[int, Any], None]) -> Iterator[dict[signal.Signals, Any]]:
-    """`receive(number, frame)` in place of what SIGINT and SIGTERM had before, which is the result.
+    """`receive(number, frame)` in place of what `STOPS` had before, which is the result.
 
-    Off the main thread nothing is changed, for there the program that called us owns the signals.
+    SIGHUP is what a terminal sends that is closed. Often the shell sends it once more, so only the first counts; and none
+    where it was ignored before, as under nohup. Off the main thread nothing is changed, for there the program that called us
+    owns the signals.
     """
+
+    def hang_up(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        receive(number, frame)
+
+    previous: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        previous = {number: signal.getsignal(number) for number in STOPS}
+        if previous[signal.SIGHUP] == signal.SIG_IGN:
+            del previous[signal.SIGHUP]
     try:
-        previous: dict[signal.Signals, Any] = {
-            number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-    except ValueError:
-        previous = {}
-    try:
+        for number in previous:
+            signal.signal(number, hang_up if number == signal.SIGHUP else receive)
         yield previous
     finally:
         for number, handler in previous.items():

@@ -74,7 +74,7 @@ LEFTOVERS = {".lock", ".config.json.tmp"}  # in a directory whose run was killed
 
 
 class Interrupted(Exception):
-    """SIGINT or SIGTERM: a checkpoint was written and the run can be resumed."""
+    """SIGINT, SIGTERM or SIGHUP: a checkpoint was written and the run can be resumed."""
 
     def __init__(self, number: int, directory: Path) -> None:
         super().__init__(f"interrupted; go on with: resprout train --resume {directory}")
@@ -772,12 +772,12 @@ class Run:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Turn the first SIGINT or SIGTERM into a wish to stop; a second one, of either, has its usual effect."""
+        """Turn the first signal into a wish to stop; a second SIGINT or SIGTERM has its usual effect."""
 
         def receive(number: int, frame: FrameType | None) -> None:
             self.received = number
-            for each, handler in previous.items():  # a shell has SIGINT ignored by jobs in the background
-                signal.signal(each, signal.SIG_DFL if handler == signal.SIG_IGN else handler)
+            for each in (signal.SIGINT, signal.SIGTERM):  # a shell has the first ignored by jobs in the background
+                signal.signal(each, signal.SIG_DFL if previous[each] == signal.SIG_IGN else previous[each])
             self.say("stopping after a checkpoint; once more to stop at once")
 
         with signals(receive) as previous:

@@ -9,7 +9,6 @@ OUT/seeds.json   which seeds
 import dataclasses
 import json
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +25,7 @@ from .experiment import Experiment, ExperimentError
 from .files import final_return, read_record
 from .metrics import Tracker, plot_seeds, say
 from .placement import check_memory, describe_replay, frames_on_device, lacks_memory, loop_on_device, make_rings
-from .process import environment_with, last_words, prepare_process, signals, start, wait
+from .process import STOPS, environment_with, last_words, prepare_process, signals, start, wait
 from .processes import ALONE, Processes
 from .run import (
     Interrupted,
@@ -293,7 +292,7 @@ def _train_apart(
                     if process.returncode and not received:
                         failed[own.seed] = last_words(log, process.returncode, said_before)
                     told = "failed" if process.returncode else final_return(Path(str(own.out)))
-                    if process.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+                    if process.returncode - 128 in STOPS:
                         told = "stopped"
                     say(f"seed {own.seed}: {told}; {log}", quiet)
     finally:
