@@ -30,6 +30,7 @@ resprout bench compare RUN_DIR RUN_DIR                                          
 """
 ACTIONS = ("run", "table", "report", "add", "compare")
 HELP = ("-h", "--help")
+WIDE = 10_000  # columns, more than any table of ours has
 
 
 def names() -> list[tuple[str, str]]:
@@ -53,7 +54,7 @@ def bench(arguments: list[str]) -> int:
     name, flags = rest[0], rest[1:]
     if name not in known:
         raise UsageError(f"unknown suite {name!r}{nearest(name, known)}; there are: {', '.join(known)}")
-    console = Console(highlight=False)
+    console = standard_output()
     if name in SIMULATIONS:
         if action != "run":
             raise UsageError(f"{name} is a simulation and prints its table itself: resprout bench run {name}")
@@ -194,6 +195,14 @@ def where_from(name: str, asked: Namespace) -> tuple[Path | None, Path | None]:
     return (None, RESULTS) if stored else (default, None)
 
 
+def standard_output() -> Console:
+    """A file or a pipe has no width that tables must fit."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDE
+    return console
+
+
 def print_sheets(made: list[Sheet], console: Console, markdown: bool = False) -> None:
     for sheet in made:
         if markdown:
@@ -226,7 +235,7 @@ def compare_runs(flags: list[str]) -> int:
     parser.add_argument("runs", type=Path, nargs=2, metavar="RUN_DIR")
     parser.add_argument("--markdown", action="store_true")
     asked = parser.parse_args(flags)
-    print_sheets(compare(*asked.runs), Console(highlight=False), asked.markdown)
+    print_sheets(compare(*asked.runs), standard_output(), asked.markdown)
     return 0
 
 

@@ -154,9 +154,9 @@ def change_sheet(turns: Turns, arms: Sequence[str], task: str, fresh: str) -> Sh
                 ),
             )
         )
-    columns = ("arm", "pairs", f"return less {fresh}'s", "95 % interval", "", "steps to recover", "not in the turn")
+    columns = ("arm", "pairs", f"IQM less {fresh}", "95 % interval", "verdict", "steps to recover", "not in the turn")
     note = (
-        f"Returns are in units of {unit}. "
+        f"Interquartile means of paired differences of returns, in units of {unit}. "
         f"To recover is to reach {RECOVERED:.0%} of what {fresh} gains in that turn; a turn of {period:,} steps in which that "
         f"does not happen counts whole, one in which {fresh} gains less than {LEARNT:.0%} of its first return does not count: "
         f"{(~counts).sum()} of {len(counts)}."

@@ -34,7 +34,7 @@ def read(directory: Path) -> dict[str, dict[str, Any]]:
         versions = flat({"version": config["versions"]})
         lines = read_metrics(directory / "metrics.jsonl")
         summary_path = directory / "summary.json"
-        summary = read_record(summary_path) if summary_path.exists() else {}
+        summary = read_record(summary_path, episode_returns=list) if summary_path.exists() else {}
     except (OSError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{directory} is not a run directory ({type(error).__name__}: {error})") from None
     metrics: dict[str, Any] = {}

@@ -106,12 +106,19 @@ def profiles_svg(
 
 
 def intervals_svg(
-    key: str, title: str, unit: str, by_arm: Mapping[str, Interval], styles: Mapping[str, Look], zero: bool = False
+    key: str,
+    title: str,
+    unit: str,
+    by_arm: Mapping[str, Interval],
+    styles: Mapping[str, Look],
+    compared: Mapping[str, str] | None = None,
 ) -> str:
-    """A point and its interval for each arm, the first at the top; `zero` marks where nothing differs."""
+    """A point and its interval for each arm, the first at the top; compared: their names where they are differences, from zero."""
+
+    names = compared or {arm: arm for arm in by_arm}
 
     def draw(axes: Any) -> None:
-        if zero:
+        if compared:
             axes.axvline(0, color=TEXT, linewidth=0.8)
         for place, (arm, interval) in enumerate(by_arm.items()):
             look = styles[arm]
@@ -121,7 +128,12 @@ def intervals_svg(
             (point,) = axes.plot([interval.estimate], [place], "o", color=look.colour, markersize=6)
             line.set_gid(f"line-arm{look.number}")
             point.set_gid(f"point-arm{look.number}")
-        axes.set(xlabel=unit, yticks=range(len(by_arm)), yticklabels=list(by_arm), ylim=(len(by_arm) - 0.4, -0.6))
+        axes.set(
+            xlabel=unit,
+            yticks=range(len(by_arm)),
+            yticklabels=[names[arm] for arm in by_arm],
+            ylim=(len(by_arm) - 0.4, -0.6),
+        )
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)

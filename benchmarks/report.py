@@ -1,6 +1,7 @@
 """`resprout bench report`: one HTML file that opens without a network, from which every figure can be traced to its runs."""
 
 import json
+import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -15,7 +16,7 @@ from .compare import flat
 from .plots import Curve, Look, curves_svg, intervals_svg, looks, profiles_svg
 from .results_ import RETURNS, Point, Row
 from .runner import run_directory
-from .sheet import FEW, Sheet, cells, few
+from .sheet import FEW, Sheet, cells, few, plain
 from .stats import LEVEL, differences, mean, performance_profile, stratified_interval
 from .suites import Suite
 from .tables import (
@@ -25,11 +26,14 @@ from .tables import (
     changes,
     command,
     gather,
+    measured,
+    notes_on_rows,
     ours,
     pairs_sheets,
     published_sheets,
     returns_of,
     rows_sheet,
+    run_length,
     to_scores,
     training_returns,
     turn_sheets,
@@ -48,11 +52,23 @@ def write_report(path: Path, name: str, suite: Suite, source: str, out: Path | N
     out, results: run directories and a folder of results, either or both. ValueError, in one line, where there is nothing.
     """
     rows, points = gather(name, suite, out, results)
+    flags = [
+        f" {flag} {shlex.quote(str(folder))}" for flag, folder in (("--out", out), ("--results", results)) if folder
+    ]
+    written_by = f"resprout bench report {name} --html {shlex.quote(str(path))}{''.join(flags)}"
     page = TEMPLATE.read_text().replace("@title@", escape(f"{name} · resprout"))
-    write_atomically(path, page.replace("@body@", body(name, suite, source, rows, points, out)))
+    write_atomically(path, page.replace("@body@", body(name, suite, source, rows, points, out, written_by)))
 
 
-def body(name: str, suite: Suite, source: str, rows: Sequence[Row], points: Sequence[Point], out: Path | None) -> str:
+def body(
+    name: str,
+    suite: Suite,
+    source: str,
+    rows: Sequence[Row],
+    points: Sequence[Point],
+    out: Path | None,
+    written_by: str = "",
+) -> str:
     """What stands between <body> and the script."""
     returns, turns = returns_of(suite, rows, points), changes(suite, rows, points)
     arms = [arm for arm in suite.arms if any(row.arm == arm for row in rows)]
@@ -74,13 +90,13 @@ def body(name: str, suite: Suite, source: str, rows: Sequence[Row], points: Sequ
         f'<section aria-labelledby="{anchor(title)}"><h2 id="{anchor(title)}">{title}</h2>\n{text}</section>'
         for title, text in parts.items()
     )
-    return f"{head(name, suite, source, rows)}<nav>{links}</nav>\n{legend(styles)}\n<main>\n{sections}\n</main>"
+    return f"{head(name, suite, source, rows, written_by)}<nav>{links}</nav>\n{legend(styles)}\n<main>\n{sections}\n</main>"
 
 
 # Sections
 
 
-def head(name: str, suite: Suite, source: str, rows: Sequence[Row]) -> str:
+def head(name: str, suite: Suite, source: str, rows: Sequence[Row], written_by: str) -> str:
     """What was run, when and with what."""
     commits = sorted({commit for row in rows for commit in row.commits}) or ["not recorded"]
     versions = sorted({f"{row.resprout}, jax {row.jax}" for row in rows})
@@ -88,6 +104,7 @@ def head(name: str, suite: Suite, source: str, rows: Sequence[Row]) -> str:
     facts = {
         "runs": f"{len(rows):,}",
         "agent steps each": f"{rows[0].agent_steps:,}",
+        "evaluation episodes": f"{rows[0].episodes:,}",
         "seeds": ", ".join(str(seed) for seed in sorted({row.seed for row in rows})),
         "finished": first if first == last else f"{first} to {last}",
         "resprout": "; ".join(versions),
@@ -95,13 +112,15 @@ def head(name: str, suite: Suite, source: str, rows: Sequence[Row]) -> str:
     }
     if protocols := sorted({row.protocol for row in rows if row.protocol}):
         facts["protocol"] = ", ".join(protocols)
+    if environments := sorted({row.environment for row in rows if row.environment}):
+        facts["environment"] = ", ".join(environments)
     told = "".join(f"<div><dt>{key}</dt><dd>{escape(value)}</dd></div>" for key, value in facts.items())
     paragraphs = [" ".join(part.split()) for part in source.split("\n\n")]
     said = "".join(f"<p>{escape(part)}</p>" for part in paragraphs if part)
     return (
         f'<header><h1>{escape(name)}</h1>{said}<dl class="facts">{told}</dl>'
         f'<p class="soft">Runs: <code>{escape(command(name, suite, rows))}</code>, written by '
-        f"<code>resprout bench report {escape(name)}</code>. Intervals are of {LEVEL:.0%}, by a bootstrap over runs within each task: "
+        f"<code>{escape(written_by)}</code>. Intervals are of {LEVEL:.0%}, by a bootstrap over runs within each task: "
         "they say how well these runs pin down a figure on these tasks.</p></header>\n"
     )
 
@@ -134,7 +153,7 @@ def aggregate(
     sheet = arms_sheet(suite, scores, evaluated, unit, returns)
     drawn = figure(intervals_svg("iqm", sheet.title, f"IQM of {unit}", intervals, styles))
     parts = [f"<h3>{escape(sheet.title)}</h3>{pair(drawn, table(sheet, title=False))}"]
-    if found := pairs_sheets(suite, scores, evaluated, training):
+    if found := pairs_sheets(suite, scores, unit, evaluated, training):
         pairs, *more = found
         paired = {
             arm: stratified_interval([differences(scores[arm][task], scores[other][task]) for task in evaluated])
@@ -142,8 +161,9 @@ def aggregate(
             if arm in scores and other in scores
         }
         paired = {arm: interval for arm, interval in paired.items() if not np.isnan(interval.estimate)}
-        axis = "IQM of arm less baseline, same seed"
-        drawn = figure(intervals_svg("pairs", pairs.title, axis, paired, styles, zero=True)) if paired else ""
+        named = {arm: f"{arm} - {suite.baselines[arm]}" for arm in paired}
+        axis = f"IQM of differences of {unit}"
+        drawn = figure(intervals_svg("pairs", pairs.title, axis, paired, styles, named)) if paired else ""
         parts.append(f"<h3>{escape(pairs.title)}</h3>{pair(drawn, table(pairs, title=False))}")
         parts += [table(sheet) for sheet in more]
     complete = {arm: by_task for arm, by_task in scores.items() if all(by_task[task] for task in evaluated)}
@@ -176,16 +196,18 @@ def by_task(suite: Suite, rows: Sequence[Row], returns: Returns, tasks: Sequence
             theirs = suite.published[arm].of(task) if arm in suite.published else None
             lines.append(
                 (
-                    *(escape(task), escape(arm), link, f"{np.mean(values):.4g}"),
-                    cells(stratified_interval(scored, statistic=mean), scored)[1],
-                    *(f"{min(values):.4g}", f"{max(values):.4g}", f"{theirs.mean:.4g}" if theirs else ""),
+                    *(escape(task), escape(arm), link),
+                    *cells(stratified_interval(scored, statistic=mean), scored, plain),
+                    *(plain(min(values)), plain(max(values)), plain(theirs.mean) if theirs else ""),
                 )
             )
     columns: tuple[str, ...] = ("task", "arm", "runs", "mean return", "95 % interval", "lowest", "highest", "published")
     if not any(line[-1] for line in lines):
         columns, lines = columns[:-1], [line[:-1] for line in lines]
-    measured = "of the episodes of all turns" if suite.fresh else "of the last evaluation"
-    notes = [f"Mean return {measured}. A click on a heading sorts; the number of runs leads to them."]
+    notes = [
+        f"{measured(suite)}: mean return. {run_length(rows)} A click on a heading sorts; the number of runs leads to them.",
+        *map(escape, notes_on_rows(rows, returns)),
+    ]
     if "published" in columns:
         notes.append("Published figures may be under another protocol: the next section says which, and what differs.")
     if few(*every):

@@ -1,6 +1,6 @@
 """A table that is not drawn yet, and what stands in its cells."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +30,9 @@ class Sheet:
 
     def print(self, console: Console) -> None:
         """On a terminal; title and notes run over its width, not the table's."""
-        table = Table(*map(escape, self.columns), box=SIMPLE)
+        table = Table(box=SIMPLE)
+        for column in self.columns:
+            table.add_column(escape(column), overflow="fold")
         for line in self.lines:
             table.add_row(*map(escape, line))
         console.print(self.title, markup=False)
@@ -50,13 +52,24 @@ class Sheet:
         return "\n".join([*lines, *(f"\n{note}" for note in self.notes)]) + "\n"
 
 
-def cells(interval: Interval, runs: Scores) -> tuple[str, str]:
+def plain(value: float) -> str:
+    """A return with as many decimals as its size leaves room for, and never as a power of ten."""
+    return f"{value:.{3 if abs(value) < 1 else 2 if abs(value) < 100 else 1}f}"
+
+
+def cells(interval: Interval, runs: Scores, shown: Callable[[float], str] = "{:.3f}".format) -> tuple[str, str]:
     """The estimate and its interval, which a single run of each task has not."""
     if np.isnan(interval.estimate):
         return "", ""
     if all(len(task) < 2 for task in runs):
-        return f"{interval.estimate:.3f}", "none of one run"
-    return f"{interval.estimate:.3f}", f"{interval.low:.3f} to {interval.high:.3f}"
+        return shown(interval.estimate), "none of one run"
+    return shown(interval.estimate), f"{shown(interval.low)} to {shown(interval.high)}"
+
+
+def cell(interval: Interval, runs: Scores, shown: Callable[[float], str] = "{:.3f}".format) -> str:
+    """Both in one."""
+    estimate, within = cells(interval, runs, shown)
+    return estimate and f"{estimate} ({within})"
 
 
 def spread(values: Sequence[float]) -> str:
@@ -77,12 +90,19 @@ def notes_on_pairs(every: Sequence[Scores]) -> tuple[str, ...]:
     return (FEW,) * few(*every) + (MANY,) * (len(every) > 1)
 
 
+def directions(paired: Scores) -> tuple[int, int]:
+    """On how many tasks the mean of the paired differences is above zero, and on how many below."""
+    means = [float(np.mean(task)) for task in paired if len(task)]
+    return sum(mean > 0 for mean in means), sum(mean < 0 for mean in means)
+
+
 def verdict(interval: Interval, paired: Scores) -> str:
-    """What the interval of paired differences says."""
+    """What the interval of paired differences says; higher or lower only where most tasks are."""
     if np.isnan(interval.estimate):
         return "no pairs yet"
     if few(paired):
         return "too few pairs"
     if interval.low <= 0 <= interval.high:
         return "no difference shown"
-    return "higher" if interval.low > 0 else "lower"
+    said, count = ("higher", 0) if interval.low > 0 else ("lower", 1)
+    return said if 2 * directions(paired)[count] > sum(len(task) > 0 for task in paired) else "tasks disagree"

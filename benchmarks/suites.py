@@ -118,7 +118,9 @@ def errr_minatar() -> Suite:
 
     wr: with replacement; wor: without it inside a batch; rrc: random reshuffling. mu is batch_size * replay_ratio, the
     expected draws of a transition in a full ring. mu8: a batch of 32 every 4 agent steps, as in the paper. mu2: a batch
-    of 8 and a small ring, where 13.5 % of the transitions are never drawn with replacement, and none when reshuffled.
+    of 8 and a small ring, where 13.5 % of the transitions are never drawn with replacement, and none when reshuffled. C51 has DQN's
+    learning rate, and Atari's support from -10 to 10 though rewards are not clipped. The games are gymnax's: no sticky actions,
+    where the original has 0.1, and episodes end after 1,000 agent steps (Freeway: 2,500).
     """
     preset: Any = PRESETS["dqn_minatar"].agent
     target_period = 250  # gradient steps: the preset's 1,000 agent steps at a quarter of its replay ratio
@@ -156,9 +158,10 @@ def redo_minatar() -> Suite:
 
     All arms are the preset dqn_minatar. The target follows every 1,000 agent steps at either ratio, as in their code.
     ReDo recycles at tau 0.1 every 1,000 gradient steps; reset draws the output layer and the last hidden one anew every 50,000
-    gradient steps (100,000, their best, at the paper's budget); decay is their best weight decay, 1e-5 in the gradient before
-    Adam. least and random recycle the same number of units, which their figure 15 compares: a tenth of each layer every 1,000
-    gradient steps, the least active ones or any, falling to none as a cosine does at 90,000 agent steps (4.5 million).
+    gradient steps (100,000, their best, at the paper's budget; theirs is of the penultimate layer alone); decay is their best weight
+    decay, 1e-5 in the gradient before Adam. least and random recycle the same number of units, which their figure 15 compares: a
+    tenth of each layer every 1,000 gradient steps, the least active ones or any, falling to none as a cosine does 90,000 agent
+    steps (4.5 million) after the first gradient step. The games are gymnax's, as in errr-minatar.
     """
     preset: Any = PRESETS["dqn_minatar"].agent
 
@@ -240,8 +243,9 @@ def redo_sac() -> Suite:
 
     They have v2 and find no gain. That SAC: rewards times 0.1, Glorot kernels, target entropy half the dimension of the action.
     At the paper's budget tau 0 and resets of everything every 200,000 gradient steps; at the laptop's every 20,000 and 50,000, for
-    nothing would happen in a run of 200,000 agent steps otherwise. decay: 1e-5. ace: the preset ace_small at SAC's reward. The
-    published column is SAC without reward scale.
+    nothing would happen in a run of 200,000 agent steps otherwise. decay: 1e-5. ace: the preset ace_small, with rewards as they are,
+    a target entropy of -1 per dimension, another sampler and delayed updates: another agent, no ablation. Theirs is the mean of
+    the last tenth of 100 evaluations, here the last of 10. The published column is SAC without reward scale.
     """
     base = SAC(initialiser="xavier", reward_scale=0.1, entropy_per_action=-0.5)
     run = CONTROL_RUN | {"env": "mujoco/Hopper-v4", "eval_episodes": 30}
@@ -282,8 +286,9 @@ def ace_small_arm(run: dict[str, Any]) -> Experiment[Any]:
 def resets_dmc() -> Suite:
     """Nikishin et al. (2022, arXiv 2205.07802), SAC on ten DeepMind Control tasks, replay ratios 1 and 32, with and without resets.
 
-    Everything is drawn anew every 200,000 agent steps of 2 million; at the laptop's budget every 15,000 of 50,000. jaxrl's SAC:
-    target entropy half the dimension of the action. Resets hurt at ratio 1 and help at 32: both signs are published.
+    Everything is drawn anew every 200,000 agent steps of 2 million, counted from the first gradient step; at the laptop's budget
+    every 15,000 of 50,000. jaxrl's SAC: target entropy half the dimension of the action; its kernels are orthogonal, here as
+    LeCun's. Resets hurt at ratio 1 and help at 32: both signs are published.
     """
 
     def at(every: int) -> Arms:
@@ -319,7 +324,7 @@ def errr_atari() -> Suite:
     """Fujita (2025, arXiv 2503.02269), DQN and C51 with random reshuffling: CleanRL's settings and protocol, 10 million agent steps.
 
     wr: with replacement; wor: without it inside a batch; rrc: random reshuffling. The games are those of CleanRL's published
-    tables, whose own runs stand beside wr; the paper's tables could not be had.
+    tables, whose own runs stand beside wr; the paper's tables could not be had. C51's logarithm is not clipped here.
     """
     agents = {"dqn": CLEANRL_DQN, "c51": CLEANRL_C51}
     samplers = {"wr": "uniform", "wor": "without_replacement", "rrc": "reshuffled"}
@@ -348,11 +353,14 @@ def errr_atari() -> Suite:
 
 
 def errr_atari_lap() -> Suite:
-    """Fujita (2025, arXiv 2503.02269), double DQN with LAP and masked reshuffling: sticky actions, 50 million agent steps.
+    """Fujita (2025, arXiv 2503.02269), double DQN with LAP and masked reshuffling, 50 million agent steps.
 
-    lap: prioritised with replacement; rrm: RR-M. A suite of its own, for errr-atari has another protocol and length.
+    lap: prioritised with replacement; rrm: RR-M; st and rrm-st: one draw from each of equal parts of the sum of priorities.
+    Dopamine's protocol, with sticky actions, which the paper's games have not. As under the preset lap_ddqn pixels are divided by 255,
+    biases begin at zero, and a cut game's end is stored. A suite of its own, for errr-atari has another protocol and length.
     """
     samplers = {"lap": "prioritized:alpha=0.6,beta=0,minimum=0.01", "rrm": "masked:alpha=0.6,minimum=0.01"}
+    samplers |= {name: f"{samplers[plain]},stratified=true" for name, plain in (("st", "lap"), ("rrm-st", "rrm"))}
     arms = {
         name: Experiment(agent=LAP_DDQN, env="atari/Breakout", protocol="dopamine", replay=sampler, **ATARI_RUN)
         for name, sampler in samplers.items()
@@ -362,7 +370,7 @@ def errr_atari_lap() -> Suite:
         tasks=("atari/BeamRider", "atari/Breakout", "atari/Pong"),
         seeds=SEEDS,
         steps={"laptop": 100_000, "paper": 50_000_000},
-        baselines={"rrm": "lap"},
+        baselines={"rrm": "lap", "st": "lap", "rrm-st": "st"},
         laptop_tasks=("atari/Pong",),
         laptop_seeds=THREE,
         evaluations=10,
@@ -375,7 +383,8 @@ def ace() -> Suite:
 
     ace: causal weights and resets; weights and reset: one of them; sac: neither, the same networks and delays. Their list of
     tasks is known in part, so these are ours, of MuJoCo, DMC, Meta-World, Adroit and Shadow hand; Panda-gym is an extra, ROBEL not
-    to be had. Per-task figures of theirs are not published. Their reset comes every 100,000 gradient steps, at the laptop's
+    to be had. Meta-World is EnvPool's: 500 steps to an episode and a goal that moves at every reset, theirs 200 and a fixed one.
+    Per-task figures of theirs are not published. Their reset comes every 100,000 gradient steps, at the laptop's
     budget every 15,000.
     """
     run: dict[str, Any] = {"env": "mujoco/Hopper-v4", **CONTROL_RUN}
@@ -406,7 +415,8 @@ def ace_mujoco_small() -> Suite:
     """Ji et al. (2024, arXiv 2402.14528), ACE with two layers of 256 units and batches of 256, on MuJoCo v4.
 
     Arms as in ace, and ReDo (tau 0.1 every 20,000 gradient steps) and resets of everything (every 50,000) on the same sac. ACE's own
-    reset comes every 100,000 gradient steps. The published column is another SAC: of SimbaV2's authors, batches and warm-up as here.
+    reset comes every 100,000 gradient steps. The published column is another SAC, which SimbaV2's authors gathered from other code:
+    its warm-up and gradient steps per agent step are not stated.
     """
     run: dict[str, Any] = {"env": "mujoco/Hopper-v4", **CONTROL_RUN}
     arms = ace_arms(ACE(hidden=(256, 256), activation="elu+relu", batch_size=256), run)
@@ -439,9 +449,9 @@ def ace_arms(agent: ACE, run: dict[str, Any], reset: str = ACE_RESET) -> Arms:
 def arr_dmc() -> Suite:
     """Ma et al. (2024, arXiv 2310.07418), Adaptive RR on DrQ-v2: DeepMind Control from pixels, 2 million frames.
 
-    rr0.5 and rr2 are fixed; arr goes from the first to the second; reset draws actor and critic anew every 100,000 agent steps and keeps
-    the encoder; redo recycles in both at tau 0.025 every 1,000 gradient steps (their settings on pixels are not stated). At the
-    laptop's budget resets every 3,000 agent steps, and a check of Adaptive RR every 2,500 instead of 25,000.
+    rr0.5 and rr2 are fixed; arr goes from the first to the second; reset draws actor and critic anew every 100,000 agent steps and
+    keeps the encoder, as Nikishin et al. (2022) do in a run of this length; redo recycles in both at tau 0.025 every 1,000 gradient
+    steps (their settings on pixels are not stated). At the laptop's budget resets every 3,000 agent steps, and a check of Adaptive RR every 2,500 instead of 25,000.
     """
     actor_and_critic = "learner=actor+critic"
     run: dict[str, Any] = {"env": "dmc-pixels/walker-run", **CONTROL_RUN | {"checkpoint_every": 25_000}}
@@ -491,8 +501,9 @@ def arr_dmc() -> Suite:
 def arr_atari100k() -> Suite:
     """Ma et al. (2024, arXiv 2310.07418), Adaptive RR on DrQ(eps): 17 games, 100,000 agent steps of Atari 100k.
 
-    Fixed replay ratios 0.5, 1 and 2, ReDo at 1 (tau 0.025 every 1,000 gradient steps, 64 states) and Adaptive RR from 0.5 to 2. Their column
-    at ratio 1 is apparently quoted from runs of Agarwal et al. (2021).
+    Fixed replay ratios 0.5, 1 and 2, ReDo at 1 (tau 0.025 every 1,000 gradient steps, 64 states) and Adaptive RR from 0.5 to 2: a
+    check every 2,000 agent steps of all ReLU layers, which they do not name. Their column at ratio 1 is apparently quoted from runs
+    of Agarwal et al. (2021).
     """
     redo = f"redo:tau=0.025,period=1000,probe=64,{REDO_CODE}"
     arms: Arms = {
@@ -582,8 +593,8 @@ def mujoco_v5() -> Suite:
     )
 
 
-# What acts too rarely, or too late, by default for a run of the laptop's budget; every period in gradient steps. None of more
-# than 1,000 divides the gradient steps of a run: the last evaluation would be of a network that has just been reset.
+# What acts too rarely, or too late, by default for 100,000 agent steps; every period in gradient steps. None of more than
+# 1,000 divides the gradient steps of a run of either budget: the last evaluation would be of a network that has just been reset.
 GRID: dict[str, str] = {
     "redo": "tau=0.1,period=1000",
     "reset": "period=20000,last=2",
@@ -594,53 +605,58 @@ GRID: dict[str, str] = {
     "hare_and_tortoise": "period=8000",
     "elastic_reset": "period=8000",
 }
+GRID_PAPER: dict[str, str] = {  # of 1,000,000 agent steps, where it is another
+    "reset": "period=200000,last=2",
+    "dormancy_perturb": "period=100000",
+    "magnitude_pruning": "start=200000,end=800000",
+    "plasticity_injection": "step=400000",
+}
 
 
-def grid_arms(plain: Experiment[Any], name: str, more: Mapping[str, str]) -> Arms:
+def grid_suite(name: str, plain: Experiment[Any], tasks: tuple[str, ...], more: Mapping[str, str]) -> Suite:
     """Every intervention by itself on one agent, and ReGraMa beside ReDo. more: fields, as in GRID.
 
     least and random recycle the same number of units: a tenth of each layer, the least active ones or any, falling to none.
     """
-    fields = GRID | dict(more)
-    specs = {method: f"{method}:{fields[method]}" if method in fields else method for method in METHODS}
-    share = "fraction=0.1,decay=true,period=1000,stop=80000"
-    specs |= {
-        "regrama": f"redo:score=gradient,{GRID['redo']}",
-        "least": f"redo:{share}",
-        "random": f"redo:select=random,{share}",
-        "reset_all": "reset:period=20000",
-    }
-    return {name: plain, **{each: dataclasses.replace(plain, interventions=(spec,)) for each, spec in specs.items()}}
+
+    def at(fields: Mapping[str, str], renew: int, share_until: int) -> dict[str, str]:
+        specs = {method: f"{method}:{fields[method]}" if method in fields else method for method in METHODS}
+        share = f"fraction=0.1,decay=true,period=1000,stop={share_until}"
+        return specs | {
+            "regrama": f"redo:score=gradient,{fields['redo']}",
+            "least": f"redo:{share}",
+            "random": f"redo:select=random,{share}",
+            "reset_all": f"reset:period={renew}",
+        }
+
+    def made(specs: Mapping[str, str]) -> Arms:
+        return {arm: dataclasses.replace(plain, interventions=(spec,)) for arm, spec in specs.items()}
+
+    laptop, paper = at(GRID | dict(more), 20_000, 80_000), at(GRID | GRID_PAPER | dict(more), 200_000, 800_000)
+    arms = {name: plain, **made(laptop)}
+    return Suite(
+        arms=arms,
+        tasks=tasks,
+        seeds=SEEDS,
+        steps={"laptop": 100_000, "paper": 1_000_000},
+        baselines=against(arms, name) | {"random": "least"},
+        paper=made({arm: spec for arm, spec in paper.items() if spec != laptop[arm]}),
+        laptop_seeds=THREE,
+        evaluations=10,
+    )
 
 
 def plasticity_grid_dqn() -> Suite:
     """Ours: every intervention by itself on DQN (Young & Tian, 2019), two games of MinAtar."""
-    preset: Any = PRESETS["dqn_minatar"].agent
-    arms = grid_arms(Experiment(agent=preset, env=MINATAR[0], eval_episodes=30, **CONTROL_RUN), "dqn", {})
-    return Suite(
-        arms=arms,
-        tasks=("minatar/Breakout", "minatar/SpaceInvaders"),
-        seeds=SEEDS,
-        steps={"laptop": 100_000, "paper": 1_000_000},
-        baselines=against(arms, "dqn") | {"random": "least"},
-        laptop_seeds=THREE,
-        evaluations=10,
-    )
+    plain = Experiment(agent=PRESETS["dqn_minatar"].agent, env=MINATAR[0], eval_episodes=30, **CONTROL_RUN)
+    return grid_suite("dqn", plain, ("minatar/Breakout", "minatar/SpaceInvaders"), {})
 
 
 def plasticity_grid_sac() -> Suite:
     """Ours: every intervention by itself on SAC (Haarnoja et al., 2018b), two tasks of MuJoCo."""
     moving = {"adam_reset": "period=1000", "adam_rel": "period=1000"}  # its target has no copies that they could follow
-    arms = grid_arms(Experiment(agent=SAC(), env="mujoco/Hopper-v5", **CONTROL_RUN), "sac", moving)
-    return Suite(
-        arms=arms,
-        tasks=("mujoco/HalfCheetah-v5", "mujoco/Hopper-v5"),
-        seeds=SEEDS,
-        steps={"laptop": 100_000, "paper": 1_000_000},
-        baselines=against(arms, "sac") | {"random": "least"},
-        laptop_seeds=THREE,
-        evaluations=10,
-    )
+    plain = Experiment(agent=SAC(), env="mujoco/Hopper-v5", **CONTROL_RUN)
+    return grid_suite("sac", plain, ("mujoco/HalfCheetah-v5", "mujoco/Hopper-v5"), moving)
 
 
 PERIOD = 25_000  # agent steps between changes

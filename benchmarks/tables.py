@@ -14,7 +14,7 @@ from ..training import Experiment
 from .changing import Turns, areas, changing_sheets, scaled, training_curves, turns_of
 from .published_ import Column, Published, all_mismatches, normalised
 from .results_ import Point, Row, paths, read_curves, read_finished, read_rows
-from .sheet import FEW, Sheet, cells, few, notes_on_pairs, spread, verdict
+from .sheet import FEW, Sheet, cell, cells, directions, few, notes_on_pairs, plain, spread, verdict
 from .stats import (
     Array,
     Statistic,
@@ -29,8 +29,8 @@ from .stats import (
 from .suites import Budget, Suite
 
 UNIT = "The mean return that a task's returns are divided by is taken as it is: the intervals leave out how well it is known."
-PAIRS = "Differences of paired seeds, in the same unit"
-TRAINING_PAIRS = "Differences of paired seeds, of the training episodes in the last tenth of each run"
+PAIRS = "Differences of paired seeds"
+TRAINING = "training episodes in the last tenth of each run"
 
 # arm -> task -> seed -> mean return of the last evaluation, or while training
 Returns = dict[str, dict[str, dict[int, float]]]
@@ -210,7 +210,8 @@ def sheets(suite: Suite, rows: Sequence[Row], points: Sequence[Point]) -> list[S
     if not tasks:
         raise ValueError("no run was evaluated")
     turns = changes(suite, rows, points)
-    made = [dataclasses.replace(means_sheet(returns, tasks), notes=notes_on_rows(rows, returns))]
+    means = means_sheet(suite, returns, tasks)
+    made = [dataclasses.replace(means, notes=(run_length(rows), *notes_on_rows(rows, returns)))]
     try:
         scores, unit = to_scores(suite, returns, tasks, turns)
     except ValueError as problem:  # the means by task can be told all the same
@@ -218,16 +219,28 @@ def sheets(suite: Suite, rows: Sequence[Row], points: Sequence[Point]) -> list[S
         scores = {}
     else:
         made = [arms_sheet(suite, scores, tasks, unit, returns), *made]
-        made += pairs_sheets(suite, scores, tasks, training_returns(suite, rows, points))
+        made += pairs_sheets(suite, scores, unit, tasks, training_returns(suite, rows, points))
     made += turn_sheets(suite, returns, turns, tasks)
     experiments = {(row.arm, row.task): ours(suite, row) for row in rows}
     return made + published_sheets(suite, returns, scores, tasks, experiments)
 
 
+def measured(suite: Suite) -> str:
+    """What `returns_of` are returns of."""
+    return "Episodes of all turns" if suite.fresh else "Last evaluation"
+
+
+def run_length(rows: Sequence[Row]) -> str:
+    """Of the runs and of their evaluation, which all have in common."""
+    episodes = f", evaluated by {rows[0].episodes:,} episodes" if rows[0].episodes else ""
+    return f"Runs of {rows[0].agent_steps:,} agent steps{episodes}."
+
+
 def notes_on_rows(rows: Sequence[Row], returns: Returns) -> tuple[str, ...]:
     """What to say of runs without a value, and of environments that are of several versions; returns: of `returns_of`."""
     valued = sum(len(runs) for by_task in returns.values() for runs in by_task.values())
-    notes = (f"{len(rows) - valued} runs more were not evaluated, or lack the curve that tells what they returned.",)
+    missing = f"{len(rows) - valued} of {len(rows)} runs"
+    notes = (f"Left out, for they were not evaluated or lack the curve that tells what they returned: {missing}.",)
     versions: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         if row.environment:
@@ -279,15 +292,19 @@ def arms_sheet(suite: Suite, scores: Returns, tasks: Sequence[str], unit: str, r
         kept < all_runs
     )
     notes += (UNIT,) * (not suite.human and (len(tasks) > 1 or suite.fresh is not None))
-    measured = "Episodes of all turns" if suite.fresh else "Last evaluation"
-    return Sheet(f"{measured}: IQM of {unit}", columns, lines, notes)
+    return Sheet(f"{measured(suite)}: IQM of {unit}", columns, lines, notes)
 
 
-def means_sheet(returns: Returns, tasks: Sequence[str]) -> Sheet:
+def means_sheet(suite: Suite, returns: Returns, tasks: Sequence[str]) -> Sheet:
     """Mean of the runs with their standard deviation; the longer of arms and tasks goes downwards."""
     names = [task.partition("/")[2] for task in tasks]
-    grid = [[spread(list(by_task[task].values())) for task in tasks] for by_task in returns.values()]
-    title = "Mean return of the runs, and standard deviation"
+    most = max(len(by_task[task]) for by_task in returns.values() for task in tasks)
+
+    def told(runs: dict[int, float]) -> str:
+        return spread(list(runs.values())) + f" ({of_runs(len(runs))})" * (0 < len(runs) < most)
+
+    grid = [[told(by_task[task]) for task in tasks] for by_task in returns.values()]
+    title = f"{measured(suite)}: mean return of {of_runs(most)}, and standard deviation"
     if len(tasks) > len(returns):
         lines = [(name, *column) for name, column in zip(names, zip(*grid, strict=True), strict=True)]
         return Sheet(title, ("task", *returns), lines)
@@ -295,13 +312,17 @@ def means_sheet(returns: Returns, tasks: Sequence[str]) -> Sheet:
     return Sheet(title, ("arm", *names), lines)
 
 
-def pairs_sheets(suite: Suite, scores: Returns, tasks: Sequence[str], training: Returns) -> list[Sheet]:
-    """Differences of paired seeds, of the scores and of `training_returns`, where there are pairs."""
-    made = [differences_sheet(suite, scores, tasks, PAIRS)]
+def of_runs(count: int) -> str:
+    return f"{count} run{'s' * (count != 1)}"
+
+
+def pairs_sheets(suite: Suite, scores: Returns, unit: str, tasks: Sequence[str], training: Returns) -> list[Sheet]:
+    """Differences of paired seeds, of the scores in that unit and of `training_returns`, where there are pairs."""
+    made = [differences_sheet(suite, scores, tasks, f"{PAIRS}, {measured(suite).lower()}: {unit}")]
     tasks = [task for task in tasks if any(by_task[task] for by_task in training.values())]
     with suppress(ValueError):  # no arm has a positive return on every task
         scores, unit = to_scores(suite, training, tasks, {})
-        made.append(differences_sheet(suite, scores, tasks, f"{TRAINING_PAIRS}: {unit}"))
+        made.append(differences_sheet(suite, scores, tasks, f"{PAIRS}, {TRAINING}: {unit}"))
     return [sheet for sheet in made if sheet]
 
 
@@ -312,18 +333,20 @@ def differences_sheet(suite: Suite, scores: Returns, tasks: Sequence[str], title
         if arm in scores and baseline in scores:
             paired = [differences(scores[arm][task], scores[baseline][task]) for task in tasks]
             every.append(paired)
-            better = probability_of_improvement(arrays(scores[arm], tasks), arrays(scores[baseline], tasks))
+            own, others = arrays(scores[arm], tasks), arrays(scores[baseline], tasks)
+            better = cell(probability_of_improvement(own, others), [*own, *others], "{:.2f}".format)
             interval = stratified_interval(paired)
-            chance = f"{better.estimate:.2f} ({better.low:.2f} to {better.high:.2f})"
             having = sum(len(pairs) > 0 for pairs in paired)
+            ways = ("{} / {}".format(*directions(paired)),) * (len(tasks) > 1)
             part = f"\n(of {having} tasks)" if 0 < having < len(tasks) else ""
             lines.append(
                 (
                     *(f"{arm}\n- {baseline}{part}", str(sum(map(len, paired))), *cells(interval, paired)),
-                    *(verdict(interval, paired), chance),
+                    *(*ways, verdict(interval, paired), better),
                 )
             )
-    columns = ("arm less baseline", "pairs", "IQM", "95 % interval", "", "P(better)")
+    ways = ("tasks up / down",) * (len(tasks) > 1)
+    columns = ("arm less baseline", "pairs", "IQM", "95 % interval", *ways, "verdict", "P(better), 95 %")
     return Sheet(title, columns, lines, notes_on_pairs(every)) if lines else None
 
 
@@ -341,10 +364,10 @@ def published_sheets(
             protocol = (theirs.source, theirs.metric, theirs.budget, theirs.sticky, theirs.life_loss_terminal)
             experiment = experiments[arm, task if task in tasks else next(t for a, t in experiments if a == arm)]
             label = task.partition("/")[2] if task in tasks else task
-            their_cell = f"{theirs.mean:.4g}" + (f" ± {theirs.std:.3g}" if theirs.std is not None else "")
+            their_cell = plain(theirs.mean) + (f" ± {plain(theirs.std)}" if theirs.std is not None else "")
             if theirs.ci_low is not None and theirs.ci_high is not None:
-                their_cell += f" ({theirs.ci_low:.3g} to {theirs.ci_high:.3g})"
-            their_cell += f", {theirs.runs} runs" if theirs.runs is not None else ""
+                their_cell += f" ({plain(theirs.ci_low)} to {plain(theirs.ci_high)})"
+            their_cell += f", {of_runs(theirs.runs)}" if theirs.runs is not None else ""
             their_cell += " [recalled]" if theirs.evidence == "memory" else ""
             name = f"{theirs.agent}, {theirs.variant}" if theirs.variant else theirs.agent
             groups[protocol].append((theirs, experiment, (label, arm, our_cell, name, their_cell)))
@@ -378,7 +401,8 @@ def beside(
     for task in tasks:
         theirs = column.of(task)
         if theirs and returns[arm][task]:
-            yield theirs, task, spread(list(returns[arm][task].values()))
+            values = list(returns[arm][task].values())
+            yield theirs, task, f"{spread(values)}, {of_runs(len(values))}"
     own = scores.get(arm, {}) if suite.human else whole_seeds(returns[arm])
     metrics: dict[str, Statistic] = {"iqm_return": interquartile_mean}
     if suite.human:
@@ -389,8 +413,10 @@ def beside(
         found = dataclasses.replace(column, metric=metric).value(f"ALL({len(suite.tasks)})")
         if found:
             runs = arrays(own, suite.tasks)
-            interval = cells(stratified_interval(runs, statistic=statistic), runs)
-            yield found, f"{metric.partition('_')[0]}, {len(suite.tasks)} tasks", " (".join(interval) + ")"
+            shown = "{:.3f}".format if suite.human else plain
+            interval = cell(stratified_interval(runs, statistic=statistic), runs, shown)
+            own_cell = f"{interval}, {of_runs(min(map(len, runs)))}"
+            yield found, f"{metric.partition('_')[0]}, {len(suite.tasks)} tasks", own_cell
 
 
 def command(name: str, suite: Suite, rows: Sequence[Row]) -> str:
@@ -418,6 +444,7 @@ def rows_sheet(rows: Sequence[Row], returns: Returns) -> Sheet:
         "return",
         "agent steps",
         "protocol",
+        "environment",
         "run directory",
         "digest",
         "commit",
@@ -425,8 +452,14 @@ def rows_sheet(rows: Sequence[Row], returns: Returns) -> Sheet:
     )
     lines = [
         (
-            *(row.arm, row.task, str(row.seed), f"{own.get(row.seed, np.nan):.6g}", str(row.agent_steps), row.protocol),
-            *(row.directory, row.digest, " ".join(row.commits), row.finished),
+            *(
+                row.arm,
+                row.task,
+                str(row.seed),
+                f"{own[row.seed]:.6g}" if row.seed in own else "",
+                str(row.agent_steps),
+            ),
+            *(row.protocol, row.environment, row.directory, row.digest, " ".join(row.commits), row.finished),
         )
         for row in rows
         for own in (returns.get(row.arm, {}).get(row.task, {}),)

@@ -31,8 +31,8 @@ def reset(
     With neither last nor layers it is the whole learner, SAC's temperature included, and its optimiser starts as new.
 
     period, start, stop: gradient steps, as in `every`. Nikishin et al.: SAC 200,000 agent steps (at replay ratio 1 as many
-        gradient steps), DrQ the head behind its encoder 20 times a run, SPR the last layer every 20,000 agent steps (40,000
-        gradient steps at its replay ratio of 2);
+        gradient steps), DrQ the head behind its encoder every 100,000 agent steps of 1,000,000, SPR the last layer every
+        20,000 agent steps (40,000 gradient steps at its replay ratio of 2);
         D'Oro et al. (2023), SR-SAC: 2,560,000 gradient steps whatever the replay ratio.
     last: the output layers (all heads together are one) and the last - 1 hidden layers computed before them.
     layers: names in the layer graph, or of modules, whose whole content it is ("torso"); instead of last.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import shutil
 import socket
@@ -16,7 +17,8 @@ import pytest
 
 from resprout.benchmarks import __main__ as bench_command
 from resprout.benchmarks import plots
-from resprout.benchmarks.results_ import Point, Row, paths, write_curves, write_rows
+from resprout.benchmarks.report import body
+from resprout.benchmarks.results_ import Point, Row, paths, read_rows, write_curves, write_rows
 from resprout.benchmarks.suites import SUITES
 from resprout.benchmarks.tables import ours
 from resprout.training import __main__ as command_line
@@ -97,11 +99,13 @@ class Page(HTMLParser):
 def test_figures_are_those_of_the_rows(report):
     page = Page(report.read_text())
     tasks = page.table("mean return")
-    assert tasks["minatar/Breakout dqn-rr1"][2:4] == ["3", "9"]
-    assert tasks["minatar/Asterix redo-rr1"][3:] == ["5", "4.000 to 6.000", "4", "6"]
+    assert tasks["minatar/Breakout dqn-rr1"][2:4] == ["3", "9.00"]
+    assert tasks["minatar/Asterix redo-rr1"][3:] == ["5.00", "4.00 to 6.00", "4.00", "6.00"]
     aggregate = page.table("IQM")  # of 10/9, 9/9, 8/9, 1/2, 2/2, 3/2 the middle four
     assert aggregate["dqn-rr1"][1:3] == ["6", f"{(10 / 9 + 1 + 8 / 9 + 1) / 4:.3f}"]
-    assert page.table("P(better)")["redo-rr1 - dqn-rr1"][1:3] == ["6", f"{(10 / 9 * 2 + 1.5 * 2) / 4:.3f}"]
+    pairs = page.table("P(better), 95 %")["redo-rr1 - dqn-rr1"]
+    assert pairs[1:3] == ["6", f"{(10 / 9 * 2 + 1.5 * 2) / 4:.3f}"] and pairs[4] == "2 / 0"
+    assert ">redo-rr1 - dqn-rr1</text>" in report.read_text()  # the figure names both, too
 
 
 def test_every_number_leads_to_its_runs(report):
@@ -132,6 +136,18 @@ def test_nothing_is_fetched(report):
     assert not re.findall(r"@import|url\((?!#)", text)
     assert "default-src 'none'" in text
     assert page.figures == 3 + 2 * 2  # interquartile means, pairs, profiles; two metrics on two tasks
+
+
+def test_what_is_left_out_and_how_it_was_written_is_said(report):
+    """Another report of the same rows, of which one was not evaluated and one is of another version of its environment."""
+    folder = report.parent
+    first, second, *others = read_rows(paths(NAME, folder)[0])
+    odd = dataclasses.replace(first, final_return=math.nan), dataclasses.replace(second, environment="gymnax 9")
+    rows = [*odd, *(dataclasses.replace(each, environment="gymnax 8") for each in others)]
+    text = body(NAME, SUITE, "", rows, [], None, "the command")
+    assert "1 of 12 runs" in text and "under several versions of an environment" in text and "gymnax 9" in text
+    assert "30 episodes" in text and "<code>the command</code>" in text
+    assert f"resprout bench report {NAME} --html {report} --results {folder}" in report.read_text()
 
 
 def test_names_are_escaped():
@@ -239,6 +255,7 @@ def browser(tmp_path):
 
 COLUMN = "return [...document.querySelectorAll('#Tasks ~ .scroll tbody tr')].map(row => row.cells[{}].textContent)"
 CLICK = "document.querySelectorAll('#Tasks ~ .scroll th button')[{}].click()"
+RUNS = "document.querySelector('#Runs ~ .scroll tbody tr')"
 VISIBLE = "return [...document.querySelectorAll('[id$=\"line-arm{}\"]')].filter(line => line.getBoundingClientRect().width > 0).length"
 
 
@@ -249,12 +266,26 @@ def test_in_a_browser(report, browser):
 
     # A click on a heading sorts by numbers, a second one the other way; another heading by names.
     browser.run(CLICK.format(3))
-    assert browser.run(COLUMN.format(3)) == ["2", "5", "9", "19"]
+    assert browser.run(COLUMN.format(3)) == ["2.00", "5.00", "9.00", "19.00"]
     browser.run(CLICK.format(3))
-    assert browser.run(COLUMN.format(3)) == ["19", "9", "5", "2"]
+    assert browser.run(COLUMN.format(3)) == ["19.00", "9.00", "5.00", "2.00"]
     assert browser.run("return document.querySelectorAll('#Tasks ~ .scroll th')[3].ariaSort") == "descending"
     browser.run(CLICK.format(0))
     assert browser.run(COLUMN.format(0)) == ["minatar/Asterix"] * 2 + ["minatar/Breakout"] * 2
+    for _ in range(2):  # what is no number stays last
+        browser.run(f"{RUNS}.cells[3].textContent = 'none of one run'")
+        browser.run(f"{RUNS}.closest('table').querySelectorAll('th button')[3].click()")
+        last = f"return [...{RUNS}.parentNode.rows].map(row => row.cells[3].textContent).slice(-2)"
+        assert "none of one run" in browser.run(last)
+
+    # The number of runs leads to a row that is not hidden below the headings, of a table that scrolls.
+    browser.run("const box = document.querySelector('#Runs ~ .scroll'); box.classList.add('tall'); box.style.maxHeight = '8rem'")
+    browser.run("document.querySelectorAll('#Tasks ~ .scroll tbody a')[3].click()")
+    seen = (
+        "const row = document.querySelector('tr:target'), at = row.getBoundingClientRect();"
+        "return row.contains(document.elementFromPoint(at.x + 20, at.y + at.height / 2))"
+    )
+    assert browser.run(seen)
 
     # Plots are there, with a size and with lines in them; an arm can be hidden in all of them at once.
     sizes = browser.run(

@@ -20,7 +20,8 @@ from resprout.benchmarks import tables
 from resprout.benchmarks.compare import compare
 from resprout.benchmarks.published_ import Column
 from resprout.benchmarks.runner import run_directory
-from resprout.benchmarks.sheet import Sheet
+from resprout.benchmarks.sheet import Sheet, verdict
+from resprout.benchmarks.stats import Interval
 from resprout.benchmarks.suites import SUITES, Suite
 from resprout.training import Experiment, train
 from resprout.training import __main__ as command_line
@@ -85,6 +86,13 @@ def sheets_of(suite, rows):
 
 def summed_up(out, suite=TINY, stored=None) -> str:
     return rendered(tables.sheets(suite, *tables.gather("tiny", suite, out, stored)))
+
+
+def paired_of(folder, suite=TINY):
+    """The table of paired differences of the last evaluations."""
+    made = tables.sheets(suite, *tables.gather("tiny", suite, folder / "out", None))
+    (paired,) = [sheet for sheet in made if sheet.title.startswith(f"{tables.PAIRS}, last evaluation: ")]
+    return paired
 
 
 # Rows and curves
@@ -488,8 +496,8 @@ def test_training_returns_are_those_of_the_last_tenth(real):
     ]
     returns = tables.training_returns(TINY, [row, other], points)
     assert returns == {"a": {FIRST: {0: 3.0}, SECOND: {}}, "b": {FIRST: {0: 4.0}, SECOND: {}}}
-    _, training = tables.pairs_sheets(TINY, tables.returns_of(TINY, [row, other], points), [FIRST], returns)
-    assert training.title == f"{tables.TRAINING_PAIRS}: return" and training.lines[0][2] == "1.000"
+    _, training = tables.pairs_sheets(TINY, tables.returns_of(TINY, [row, other], points), "return", [FIRST], returns)
+    assert training.title == f"{tables.PAIRS}, {tables.TRAINING}: return" and training.lines[0][2] == "1.000"
     assert tables.training_returns(dataclasses.replace(TINY, fresh="b"), [row, other], points) == {}
 
 
@@ -517,10 +525,52 @@ def test_a_difference_is_shown_by_enough_pairs_on_one_side_of_zero(finish, tmp_p
     for seed, difference in enumerate(differences):
         finish("a", FIRST, seed, 5.0)
         finish("b", FIRST, seed, 5.0 + difference)
-    made = tables.sheets(TINY, *tables.gather("tiny", TINY, tmp_path / "out", None))
-    (paired,) = [sheet for sheet in made if sheet.title == tables.PAIRS]
+    paired = paired_of(tmp_path)
+    assert paired.title.endswith(": return")
     assert paired.lines[0][1] == str(len(differences)) and paired.lines[0][4] == said
     assert bool(paired.notes) == (said == "too few pairs")
+
+
+def test_one_task_of_several_makes_no_arm_higher(finish, tmp_path):
+    """Half the pairs of three are cut off by the interquartile mean, and a large difference of one task is left."""
+    suite = dataclasses.replace(TINY, tasks=(*TINY.tasks, "gym/MountainCar-v0"))
+    values = {FIRST: 9.0, SECOND: 0.9, "gym/MountainCar-v0": 0.9}
+    for arm, of in (("a", dict.fromkeys(values, 1.0)), ("b", values)):
+        for task, value in of.items():
+            for seed in range(5):
+                finish(arm, task, seed, value)
+    paired = paired_of(tmp_path, suite)
+    assert dict(zip(paired.columns, paired.lines[0], strict=True)) | {"IQM": ""} == {
+        "arm less baseline": "b\n- a",
+        "pairs": "15",
+        "IQM": "",
+        "95 % interval": paired.lines[0][3],
+        "tasks up / down": "1 / 2",
+        "verdict": "tasks disagree",
+        "P(better), 95 %": "0.33 (0.33 to 0.33)",
+    }
+    assert verdict(Interval(1.0, 0.5, 2.0), [np.ones(5), np.ones(5), -np.ones(5)]) == "higher"
+    assert verdict(Interval(-1.0, -2.0, -0.5), [np.ones(5), -np.ones(5)]) == "tasks disagree"
+
+
+def test_one_run_has_no_interval_and_none_no_chance(finish, tmp_path):
+    finish("a", FIRST, 0, 1.0)
+    finish("b", FIRST, 0, 2.0)
+    assert paired_of(tmp_path).lines[0][-1] == "1.00 (none of one run)"
+    apart = {"a": {FIRST: {0: 1.0}, SECOND: {}}, "b": {FIRST: {}, SECOND: {0: 2.0}}}
+    paired = tables.differences_sheet(TINY, apart, TINY.tasks, "title")
+    assert paired.lines[0][1:] == ("0", "", "", "0 / 0", "no pairs yet", "")
+
+
+def test_a_pipe_gets_whole_cells_and_a_narrow_terminal_too(tiny, finish, tmp_path, capsys):
+    directory = finish("a", FIRST, 0, 4.0)
+    assert tiny("table", "tiny", "--out", tmp_path / "out", "--rows") == 0
+    said = capsys.readouterr().out
+    row = results.row_of(directory, "tiny", "a")
+    assert row.directory in said and row.digest in said and row.environment in said and "…" not in said
+    narrow = Console(file=io.StringIO(), width=60, force_terminal=True)
+    Sheet("title", ("run directory",), [(str(directory) * 3,)]).print(narrow)
+    assert "…" not in narrow.file.getvalue()
 
 
 def test_what_cannot_be_summed_up_is_one_line_and_the_rest_is_told(finish, tmp_path):
@@ -601,8 +651,8 @@ def test_published_figures_stand_beside_ours_with_what_differs(real):
     last = sheets_of(suite, rows)[-1]
     assert last.title == "Beside rliable_100k: eval_return after 100,000 agent steps ≠"
     ((task, arm, ours, theirs, value), _) = last.lines
-    assert (task, arm, ours, theirs) == ("Boxing", "dqn", "8.0", "DrQ(eps)")
-    assert value.startswith("9.042 ± 3.07") and value.endswith("100 runs")
+    assert (task, arm, ours, theirs) == ("Boxing", "dqn", "8.0, 1 run", "DrQ(eps)")
+    assert value.startswith("9.04 ± 3.07") and value.endswith("100 runs")
     for difference in ("sticky actions 0, ours 0.25", "a lost life ends an episode", "agent steps 100,000, ours 150"):
         assert difference in last.notes[0]
     (arms, *_) = sheets_of(suite, rows)
@@ -617,14 +667,22 @@ def test_a_published_aggregate_stands_beside_ours_only_when_every_task_has_a_run
     by_title = {sheet.title: sheet for sheet in sheets_of(suite, rows)}
     aggregate = by_title["Beside nikishin_curves: iqm_return after 2,000,000 agent steps"]
     assert aggregate.lines == [
-        ("iqm, 10 tasks", "sac-rr1", "450.000 (none of one run)", "SAC, RR 1, no resets", "577.6 (546 to 607), 10 runs")
+        (
+            "iqm, 10 tasks",
+            "sac-rr1",
+            "450.0 (none of one run), 1 run",
+            "SAC, RR 1, no resets",
+            "577.6 (546.1 to 607.0), 10 runs",
+        )
     ]
     assert aggregate.notes[0].startswith("No difference in version, length")
     assert len(by_title["Beside nikishin_curves: eval_return after 2,000,000 agent steps"].lines) == 10
     assert not [sheet for sheet in sheets_of(suite, rows[1:]) if "iqm_return" in sheet.title]
     more = [*rows, *(dataclasses.replace(rows[-1], seed=seed) for seed in range(1, 10))]
     (again,) = [sheet for sheet in sheets_of(suite, more) if "iqm_return" in sheet.title]
-    assert again.lines[0][2] == "450.000 (none of one run)"  # a task with more seeds counts no more than the others
+    assert (
+        again.lines[0][2] == "450.0 (none of one run), 1 run"
+    )  # a task with more seeds counts no more than the others
 
 
 def test_what_a_comparison_and_a_table_leave_out_is_said(finish, tmp_path):
@@ -636,7 +694,10 @@ def test_what_a_comparison_and_a_table_leave_out_is_said(finish, tmp_path):
     rows, points = tables.gather("tiny", TINY, tmp_path / "out", None)
     arms, means, pairs, *_ = tables.sheets(TINY, rows, points)
     assert pairs.lines[0][:2] == ("b\n- a\n(of 1 tasks)", "5")
-    assert means.notes == ("1 runs more were not evaluated, or lack the curve that tells what they returned.",)
+    assert means.notes[0] == "Runs of 150 agent steps, evaluated by 2 episodes."
+    assert means.notes[1].startswith("Left out") and means.notes[1].endswith(": 1 of 16 runs.")
+    assert means.lines[1] == ("b", "13.0 ± 1.6", "")
+    assert means.lines[0][1:] == ("10.0 ± 0.0", "10.0 ± 0.0") and "mean return of 5 runs" in means.title
     assert tables.UNIT in arms.notes
     rows = [
         dataclasses.replace(row, environment="gymnasium 2.0" if row.key[2:] == (FIRST, 3) else row.environment)

@@ -107,7 +107,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "rrm_ddqn_lap": Preset(
         LAP_DDQN,
-        "Fujita (2025), double DQN with LAP and RR-M; differs as lap_ddqn does, and has sticky actions",
+        "Fujita (2025), double DQN with LAP and RR-M; differs as lap_ddqn does, and has sticky actions, unlike theirs",
         LAP_RUN | {"replay": "masked:alpha=0.6,minimum=0.01"},
     ),
     "drq_eps": Preset(
