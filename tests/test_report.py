@@ -279,7 +279,9 @@ def test_in_a_browser(report, browser):
         assert "none of one run" in browser.run(last)
 
     # The number of runs leads to a row that is not hidden below the headings, of a table that scrolls.
-    browser.run("const box = document.querySelector('#Runs ~ .scroll'); box.classList.add('tall'); box.style.maxHeight = '8rem'")
+    browser.run(
+        "const box = document.querySelector('#Runs ~ .scroll'); box.classList.add('tall'); box.style.maxHeight = '8rem'"
+    )
     browser.run("document.querySelectorAll('#Tasks ~ .scroll tbody a')[3].click()")
     seen = (
         "const row = document.querySelector('tr:target'), at = row.getBoundingClientRect();"
