@@ -4,7 +4,7 @@ from .ace import ACE, ACEState
 from .dqn import DQN, DQNState
 from .drm import DrM, DrMState
 from .drqv2 import DrQv2, DrQv2State
-from .learner import Agent, Batch, Learner, Refit, Spec
+from .learner import Agent, Batch, Learner, Network, Refit, Spec
 from .sac import SAC, SACState
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "DrQv2",
     "DrQv2State",
     "Learner",
+    "Network",
     "Refit",
     "SACState",
     "Spec",

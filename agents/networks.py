@@ -63,8 +63,9 @@ def orthogonal(scale: float = 1.0) -> Initializer:
     draw = nn.initializers.orthogonal(scale)
 
     def initializer(key: Any, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
-        kernel: jax.Array = sequential_vmap(lambda key: draw(key, shape, dtype))(key)
-        return kernel
+        wide = jnp.promote_types(dtype, jnp.float32)  # of halves there are no decompositions
+        kernel: jax.Array = sequential_vmap(lambda key: draw(key, shape, wide))(key)
+        return kernel.astype(dtype)
 
     return initializer
 

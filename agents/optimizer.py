@@ -63,7 +63,8 @@ def age_shapes(params: PyTree) -> list[tuple[Shape, ...]]:
 
     def shapes(path: tuple[Any, ...], leaf: Any) -> tuple[Shape, ...]:
         shape = jnp.shape(leaf)
-        kernel = len(shape) > 1 and jax.tree_util.keystr(path[-1:], simple=True) == "kernel"
+        own = path[:-1] if path[-1:] == (jax.tree_util.GetAttrKey("value"),) else path  # of a variable of flax.nnx
+        kernel = len(shape) > 1 and jax.tree_util.keystr(own[-1:], simple=True) == "kernel"
         return ((*shape[:-1], 1), (*shape[:-2], 1, shape[-1])) if kernel else (shape,)
 
     return [shapes(path, leaf) for path, leaf in jax.tree.leaves_with_path(params)]

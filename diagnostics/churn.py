@@ -4,11 +4,20 @@ import jax
 import jax.numpy as jnp
 
 
+def _check_shapes(before: jax.Array, after: jax.Array) -> None:
+    """ValueError unless they are the same: one would be broadcast."""
+    if jnp.shape(before) != jnp.shape(after):
+        raise ValueError(
+            f"churn is of outputs of one shape, not {jnp.shape(before)} before and {jnp.shape(after)} after"
+        )
+
+
 def value_churn(before: jax.Array, after: jax.Array) -> jax.Array:
     """Mean absolute change of the values of held-out states; Tang & Berseth (2024, arXiv 2409.04792). -> ().
 
     before, after: same shape, any; of all actions or of those taken, as they are given.
     """
+    _check_shapes(before, after)
     return jnp.abs(after - before).mean()
 
 
@@ -17,6 +26,7 @@ def policy_churn(before: jax.Array, after: jax.Array) -> jax.Array:
 
     before, after: [..., actions] values or logits; of equal ones the first is greedy.
     """
+    _check_shapes(before, after)
     return jnp.mean(before.argmax(axis=-1) != after.argmax(axis=-1))
 
 
@@ -25,6 +35,7 @@ def action_churn(before: jax.Array, after: jax.Array) -> jax.Array:
 
     before, after: [..., action dimensions].
     """
+    _check_shapes(before, after)
     return jnp.mean(jnp.linalg.norm(after - before, axis=-1))
 
 

@@ -74,4 +74,5 @@ def sharpness(
     reached = jnp.concatenate([jnp.ones(1, bool), jnp.cumprod(beside[:-1] > 0).astype(bool)])
     diagonal = jnp.where(reached, diagonal, diagonal[0])
     tridiagonal = jnp.diag(diagonal) + jnp.diag(beside[:-1], 1) + jnp.diag(beside[:-1], -1)
-    return jnp.max(jnp.linalg.eigvalsh(tridiagonal))
+    wide = jnp.promote_types(tridiagonal.dtype, jnp.float32)
+    return jnp.max(jnp.linalg.eigvalsh(tridiagonal.astype(wide)))

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from .labels import Shape
-from .layers import Layer, LayerGraph, Owners
+from .layers import Layer, LayerGraph, Owners, leaf_name
 
 PyTree = Any
 Units = dict[str, jax.Array]  # name of a layer -> a value of each unit, [*shape]
@@ -231,10 +231,7 @@ def _ratio(values: jax.Array, divisors: jax.Array) -> jax.Array:
 
 def named_leaves(tree: PyTree) -> dict[str, jax.Array]:
     """Leaves by the names that the layer graph gives them."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    return {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _totals(layer: Layer, owners: Owners, leaves: Mapping[str, jax.Array]) -> jax.Array:

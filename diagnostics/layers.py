@@ -176,6 +176,20 @@ class LayerGraph:
         }
 
 
+def leaf_name(path: tuple[Any, ...]) -> str:
+    """ "params/torso/Conv_1/kernel", of a leaf of the parameters. flax.nnx has each as the value of a variable, which is its name."""
+    named = path[:-1] if path[-1:] == (jax.tree_util.GetAttrKey("value"),) else path
+    return jax.tree_util.keystr(named, simple=True, separator="/")
+
+
+def check_inputs(inputs: Any) -> None:
+    """TypeError for a bare array, whose rows would be taken for as many arguments of the network."""
+    if not isinstance(inputs, tuple | list):
+        raise TypeError(
+            f"inputs must be a tuple of what the network is called with, as (x,), not {type(inputs).__name__}"
+        )
+
+
 def layer_graph(apply_fn: Callable[..., Any], params: PyTree, *inputs: Any) -> LayerGraph:
     """The hidden units of `apply_fn(params, *inputs)`, found by following them through its jaxpr.
 
@@ -193,7 +207,7 @@ def layer_graph(apply_fn: Callable[..., Any], params: PyTree, *inputs: Any) -> L
     """
     jaxpr, consts, _ = _traced(apply_fn, params, inputs)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    paths = [leaf_name(path) for path, _ in leaves]
     shapes = tuple(tuple(np.shape(leaf)) for _, leaf in leaves)
     trace = Trace(dict(zip(paths, shapes, strict=True)))
     with jax.ensure_compile_time_eval():

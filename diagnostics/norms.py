@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .dormancy import unit_shape
+from .dormancy import named_leaves, unit_shape
 from .layers import LayerGraph
 
 PyTree = Any
@@ -20,8 +20,8 @@ def weight_norm(params: PyTree, *, rms: bool = False) -> jax.Array:
 def weight_norms(params: PyTree) -> dict[str, jax.Array]:
     """Frobenius norm of every array of the parameters: "hidden/kernel" -> (). An ensemble's members count as one."""
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/").removeprefix("params/"): jnp.linalg.norm(leaf.ravel())
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        name.removeprefix("params/"): jnp.linalg.norm(_wide(leaf).ravel())
+        for name, leaf in named_leaves(params).items()
     }
 
 
@@ -30,6 +30,7 @@ def weight_distance(params: PyTree, reference: PyTree, *, rms: bool = False) -> 
 
     rms: over the root of their number. A reference of None is the origin.
     """
+    params = jax.tree.map(_wide, params)
     leaves = jax.tree.leaves(params if reference is None else jax.tree.map(jnp.subtract, params, reference))
     squares = sum((jnp.square(leaf).sum() for leaf in leaves), jnp.zeros(()))
     return jnp.sqrt(squares / sum(leaf.size for leaf in leaves) if rms else squares)
@@ -57,6 +58,11 @@ def feature_norm(activations: Mapping[str, jax.Array], graph: LayerGraph | None 
     """
     norms = {}
     for name, values in activations.items():
-        vectors = values.reshape(len(values), -1, *unit_shape(name, values, graph))
+        vectors = _wide(values).reshape(len(values), -1, *unit_shape(name, values, graph))
         norms[name] = jnp.sqrt(jnp.square(vectors).sum(axis=(1, -1))).mean()
     return norms
+
+
+def _wide(values: jax.Array) -> jax.Array:
+    """In float32 or better: squares of halves are soon infinite."""
+    return jnp.asarray(values, jnp.promote_types(jnp.result_type(values), jnp.float32))

@@ -1,4 +1,7 @@
-"""Ranks of feature matrices [..., n, d]: n examples, d features; one singular value decomposition each."""
+"""Ranks of feature matrices [..., n, d]: n examples, d features; one singular value decomposition each.
+
+Where features are NaN the ranks that are whole numbers are 0; `measure` says NaN.
+"""
 
 from collections.abc import Mapping
 
@@ -19,10 +22,10 @@ def effective_rank(features: jax.Array, *, centred: bool = False) -> jax.Array:
 
 def effective_rank_of(s: jax.Array) -> jax.Array:
     """`effective_rank` of a matrix with the singular values s, [..., k] -> [...]."""
-    total = s.sum(axis=-1, keepdims=True)
-    p = s / jnp.where(total > 0, total, 1)
+    total = s.sum(axis=-1, keepdims=True)  # NaN stays NaN
+    p = s / jnp.where(total == 0, 1, total)
     entropy = -(p * jnp.log(jnp.where(p > 0, p, 1))).sum(axis=-1)
-    return jnp.where(total[..., 0] > 0, jnp.exp(entropy), 0)
+    return jnp.where(total[..., 0] == 0, 0, jnp.exp(entropy))
 
 
 def srank(features: jax.Array, delta: float = 0.01) -> jax.Array:

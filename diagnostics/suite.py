@@ -18,7 +18,7 @@ from .dormancy import (
     gradient_dormancy,
     unit_scores,
 )
-from .layers import LayerGraph, layer_graph
+from .layers import LayerGraph, check_inputs, layer_graph
 from .norms import feature_norm, grad_norm, weight_distance, weight_norm
 from .rank import (
     effective_rank,
@@ -45,6 +45,9 @@ class Probe:
     initial_params: PyTree = None  # those that training began with
     key: jax.Array | None = None
     layers: tuple[str, ...] = ()  # names of layers, or of modules that hold them, to which activations are confined
+
+    def __post_init__(self) -> None:
+        check_inputs(self.inputs)
 
     @cached_property
     def graph(self) -> LayerGraph:
@@ -118,7 +121,12 @@ def _dormant_gradients(probe: Probe, tau: float, **options: Any) -> jax.Array:
 
 
 def _rank(probe: Probe, rank: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    return jnp.mean(rank(probe.spectrum))
+    return _unless_nan(jnp.mean(rank(probe.spectrum)), probe.spectrum)
+
+
+def _unless_nan(rank: jax.Array, values: jax.Array) -> jax.Array:
+    """A rank that is a whole number cannot say that features are NaN."""
+    return jnp.where(jnp.isnan(values).any(), jnp.nan, rank)
 
 
 def _feature_norm(probe: Probe) -> jax.Array:
@@ -183,7 +191,9 @@ DIAGNOSTICS: dict[str, Diagnostic] = {
         partial(_rank, rank=lambda s: leading(jnp.square(s))), "srank of the squares; Yang et al. (2020)", default=False
     ),
     "feature_rank": Diagnostic(
-        lambda probe: jnp.mean(feature_rank(probe.features)), "Lyle et al. (2022), epsilon .01", default=False
+        lambda probe: _unless_nan(jnp.mean(feature_rank(probe.features)), probe.features),
+        "Lyle et al. (2022), epsilon .01",
+        default=False,
     ),
     "feature_norm": Diagnostic(_feature_norm, "mean Euclidean norm of the last hidden layer's activations"),
     "weight_norm": Diagnostic(lambda probe: weight_norm(probe.params), "Euclidean norm of all parameters"),
@@ -204,11 +214,14 @@ DIAGNOSTICS: dict[str, Diagnostic] = {
 }
 
 
-def measure(probe: Probe, names: tuple[str, ...]) -> dict[str, jax.Array]:
-    """Those of the diagnostics for which the probe has what they need: name -> () float32. Pure; KeyError for no name.
+def measure(probe: Probe, names: str | tuple[str, ...]) -> dict[str, jax.Array]:
+    """Those of the diagnostics for which the probe has what they need: name -> () float32. Pure; ValueError for no name.
 
     Matrix products keep all bits of float32: rounded to TF32, as GPUs may have it, features are of full rank.
     """
+    names = (names,) if isinstance(names, str) else names
+    if unknown := [name for name in names if name not in DIAGNOSTICS]:
+        raise ValueError(f"no diagnostic {unknown[0]!r}: there are {', '.join(DIAGNOSTICS)}")
     with jax.default_matmul_precision("highest"):
         return {
             name: jnp.asarray(DIAGNOSTICS[name].measure(probe), jnp.float32)

@@ -2,7 +2,19 @@
 
 from .architectures import crelu, deep_fourier, helu, layer_norm, smooth_leaky
 from .averaging import elastic_reset, hare_and_tortoise
-from .base import Context, Control, Intervention, InterventionError, chain, every, identity, intervene, method, on
+from .base import (
+    Context,
+    Control,
+    Intervention,
+    InterventionError,
+    chain,
+    context_for,
+    every,
+    identity,
+    intervene,
+    method,
+    on,
+)
 from .injection import inject, plasticity_injection
 from .optimisers import adam_rel, adam_reset, clip_spikes, gate_by_utility, spam, upgd
 from .penalties import (
@@ -74,6 +86,7 @@ __all__ = [
     "churn_penalty",
     "clip_spikes",
     "clip_weights",
+    "context_for",
     "continual_backprop",
     "crelu",
     "deep_fourier",

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import optax
 
 from ..agents.learner import Learner, Network, PyTree
-from ..diagnostics import DIAGNOSTICS, LayerGraph, Probe, layer_graph, measure
+from ..diagnostics import DIAGNOSTICS, LayerGraph, Probe, layer_graph, measure, named_leaves
 from ..diagnostics.dormancy import activation_gradients
+from ..diagnostics.layers import check_inputs
 from .parameters import glorot
 
 Info = dict[str, Any]  # what was done: a PyTree of scalars, always of the same structure
@@ -186,13 +187,16 @@ def method(function: Callable[..., Intervention]) -> Callable[..., Intervention]
 
     @functools.wraps(function)
     def made(*arguments: Any, **fields: Any) -> Intervention:
-        given = signature.bind(*arguments, **fields)
+        name = function.__name__
+        try:
+            given = signature.bind(*arguments, **fields)
+        except TypeError as error:
+            raise InterventionError(f"{name}: {error}; its fields are {', '.join(signature.parameters)}") from None
         given.apply_defaults()
         values = {name: _as_read(value, hints.get(name)) for name, value in given.arguments.items()}
         written = ",".join(
             f"{name}={_written(value)}" for name, value in values.items() if value != signature.parameters[name].default
         )
-        name = function.__name__
         try:
             for field, value in values.items():
                 hint = hints.get(field)
@@ -200,7 +204,7 @@ def method(function: Callable[..., Intervention]) -> Callable[..., Intervention]
                 require(value in choices, f"{field} must be one of {', '.join(map(str, choices))}, not {value}")
                 require(not isinstance(value, float) or math.isfinite(value), f"{field} must be finite, not {value}")
             return function(**values)._replace(spec=f"{name}:{written}" if written else name)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise InterventionError(f"{name}: {error}") from None
 
     return made
@@ -211,6 +215,10 @@ def _as_read(value: Any, hint: Any) -> Any:
     if isinstance(value, list):
         return tuple(value)
     kinds = {hint, *typing.get_args(hint)}
+    if isinstance(value, str) and any(typing.get_origin(kind) is tuple for kind in kinds):
+        return (value,)
+    if isinstance(value, float) and value.is_integer() and int in kinds and float not in kinds:
+        return int(value)
     return float(value) if float in kinds and isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -413,31 +421,72 @@ def intervene(
 ) -> tuple[Learner, Info]:
     """The learner after the intervention, done now whatever its schedule, and what was done; for loops of one's own.
 
-    apply_fn(params, *inputs) -> any PyTree; inputs: [B, ...] each. init_fn(key) -> params gives fresh parameters by their
-    own initialisers; without it kernels are Glorot-uniform, scales 1 and biases 0. loss_fn(outputs) -> () is needed where gradients are
-    read. `state` is the intervention's, its initial one if None: what must remember between calls is better called
-    through `Intervention.init` and `update`. Works under jit.
+    The arguments are those of `context_for`. `state` is the intervention's, its initial one if None; InterventionError for
+    what must remember between calls and is given none: it goes through `Intervention.init` and `update`. Works under jit.
     """
-
-    def no_loss(*arguments: Any) -> jax.Array:
-        raise InterventionError(f"{intervention.name} reads gradients: give intervene a loss_fn(outputs) -> ()")
-
-    network = Network(
-        init=init_fn or functools.partial(glorot, like=learner.params),
-        apply=apply_fn,
-        inputs=lambda batch: inputs,
-        loss=(lambda outputs, *arguments: loss_fn(outputs)) if loss_fn else no_loss,
-    )
     require(
         intervention.period > 0,
         f"{intervention.name} acts in the agent or its optimiser: there is nothing to do to a learner",
     )
-    context = Context(key, gradient_step, 0, network, inputs, now=True)
     require(
-        intervention.acts_on(context.learner, network),
+        state is not None or not intervention.remembers,
+        f"{intervention.name} remembers between gradient steps: call its init and, with a context_for each, its update",
+    )
+    context = context_for(
+        learner, apply_fn, inputs, key, init_fn=init_fn, loss_fn=loss_fn, gradient_step=gradient_step, now=True
+    )
+    require(
+        intervention.acts_on(context.learner, context.network),
         f"{intervention.name} is for {', '.join(intervention.learners or ())} only, and intervene has one nameless learner",
     )
     if state is None:
         state = intervention.init(learner)
     learner, _, info = intervention.update(learner, state, context)
     return learner, info
+
+
+def context_for(
+    learner: Learner,
+    apply_fn: Callable[..., Any],
+    inputs: tuple[Any, ...],
+    key: jax.Array,
+    *,
+    init_fn: Callable[[jax.Array], PyTree] | None = None,
+    loss_fn: Callable[[Any], jax.Array] | None = None,
+    gradient_step: Step = 1,
+    now: bool = False,
+) -> Context:
+    """What an intervention may read in a loop of one's own.
+
+    apply_fn(params, *inputs) -> any PyTree; inputs: [B, ...] each. init_fn(key) -> params gives fresh parameters by their
+    own initialisers, InterventionError unless of the structure and the shapes of the learner's; without it kernels are
+    Glorot-uniform, scales 1 and biases 0. loss_fn(outputs) -> () is needed where gradients are read. key: another one for
+    every call. gradient_step: taken so far; now: whether what has a schedule is due whatever that says.
+    """
+    check_inputs(inputs)
+    if init_fn is not None:
+        _check_fresh(jax.eval_shape(init_fn, key), learner.params)
+
+    def fresh(key: jax.Array) -> PyTree:
+        if init_fn is None:
+            return glorot(key, learner.params)
+        return jax.tree.map(lambda new, own: jnp.asarray(new, own.dtype), init_fn(key), learner.params)
+
+    def loss(outputs: Any, *arguments: Any) -> jax.Array:
+        if loss_fn is None:
+            raise InterventionError("gradients are read: give a loss_fn(outputs) -> ()")
+        return loss_fn(outputs)
+
+    network = Network(init=fresh, apply=apply_fn, inputs=lambda batch: inputs, loss=loss)
+    return Context(key, gradient_step, 0, network, inputs, now=now)
+
+
+def _check_fresh(fresh: PyTree, params: PyTree) -> None:
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (fresh, params)]
+    require(
+        structures[0] == structures[1],
+        f"init_fn makes parameters of another structure than the learner's: {', '.join(named_leaves(fresh))} "
+        f"in {type(fresh).__name__}, not {', '.join(named_leaves(params))} in {type(params).__name__}",
+    )
+    for (name, new), own in zip(named_leaves(fresh).items(), jax.tree.leaves(params), strict=True):
+        require(new.shape == own.shape, f"init_fn makes {name} of shape {new.shape}, the learner's is {own.shape}")

@@ -1,6 +1,6 @@
 """Penalties: what is added to the loss; here their gradients are, to the gradient, before the optimiser."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from math import sqrt
 from typing import Any, NamedTuple
 
@@ -11,10 +11,11 @@ import optax
 
 from ..agents.learner import PyTree
 from ..diagnostics import layer_graph, named_leaves
+from ..diagnostics.layers import check_inputs
 from .base import Intervention, InterventionError, method, require
-from .parameters import is_kernel, kernels, last_part, matrices
+from .parameters import kernels, last_part, matrices
 from .projections import hidden_kernels
-from .surgery import Reference
+from .surgery import Reference, reference_to
 
 Arrays = dict[str, jax.Array]
 START_ITERATIONS = 20  # of the power iteration, before the first gradient step
@@ -74,7 +75,7 @@ def add_l2_init(lam: float) -> optax.GradientTransformationExtraArgs:
     def gradient_of(params: PyTree, state: Reference, extra: Mapping[str, Any]) -> tuple[PyTree, Reference]:
         return jax.tree.map(lambda now, start: 2 * lam * (now - start), params, state.params), state
 
-    return add_gradient(gradient_of, Reference)
+    return add_gradient(gradient_of, reference_to)
 
 
 @method
@@ -85,7 +86,7 @@ def parseval(lam: float = 1e-3, scale: float = 1.0) -> Intervention:
     A row of W is what a unit reads: those of one layer become orthogonal, of squared length `scale`. A convolution's
     has height * width * channels entries; each member of an ensemble has a W of its own. Where there are more units
     than inputs, |W^T W - scale * I|^2 has the same gradient and is what is computed. Hidden layers are found by the
-    layer graph; where no inputs are given, they are all kernels but the last. The paper's learnt scales and diagonal
+    layer graph. The paper's learnt scales and diagonal
     layers are not part of it.
     scale: 1 or 2, as lam the order of the paper's values [from memory].
     """
@@ -95,22 +96,28 @@ def parseval(lam: float = 1e-3, scale: float = 1.0) -> Intervention:
 
 
 def add_parseval(
-    lam: float, scale: float = 1.0, apply_fn: Callable[..., Any] | None = None
+    lam: float,
+    scale: float = 1.0,
+    apply_fn: Callable[..., Any] | None = None,
+    *,
+    heads: Collection[str] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The gradient of `parseval`, for an optax chain. apply_fn(params, *inputs), with `inputs` given to update, tells
-    the heads."""
+    the heads, or the names of their kernels do ("params/Dense_2/kernel"); InterventionError with neither."""
 
     def penalty(params: PyTree, names: frozenset[str]) -> jax.Array:
         total = jnp.zeros(())
-        for name, kernel in kernels(params).items():
+        for name, k in matrices(params).items():
             if name in names:
-                k = matrices(kernel)
                 gram = k.mT @ k if k.shape[1] >= k.shape[2] else k @ k.mT
                 total += jnp.square(gram - scale * jnp.eye(gram.shape[1])[None]).sum()
         return lam * total
 
     def gradient_of(params: PyTree, state: PyTree, extra: Mapping[str, Any]) -> tuple[PyTree, PyTree]:
-        names = frozenset(hidden_kernels(params, apply_fn, extra.get("inputs")))
+        if heads is None:
+            names = frozenset(hidden_kernels(params, apply_fn, extra.get("inputs")))
+        else:
+            names = frozenset(kernels(params)) - frozenset(heads)
         if not names:
             raise InterventionError("parseval: there is no hidden kernel")
         return jax.grad(penalty)(params, names), state
@@ -136,28 +143,25 @@ def add_spectral(lam: float) -> optax.GradientTransformationExtraArgs:
     right vector."""
 
     def init(params: PyTree) -> Arrays:
-        def leading(kernel: jax.Array) -> jax.Array:
-            k = matrices(kernel)
+        def leading(k: jax.Array) -> jax.Array:
             v = jax.random.normal(jax.random.key(0), (k.shape[0], k.shape[2], 1), k.dtype)
             v = jax.lax.fori_loop(0, START_ITERATIONS, lambda _, v: _power_iteration(k, v)[1], v)
             return jnp.asarray(v)
 
-        return {name: leading(kernel) for name, kernel in kernels(params).items()}
+        return {name: leading(matrix) for name, matrix in matrices(params).items()}
 
     def penalty(params: PyTree, left: Arrays, right: Arrays) -> jax.Array:
-        total = jnp.zeros(())
+        total, matrix = jnp.zeros(()), matrices(params)
         for name, leaf in named_leaves(params).items():
-            if is_kernel(name, leaf):
-                sigma = (
-                    left[name].mT @ matrices(leaf) @ right[name]
-                )  # its gradient by W is left right^T, that of sigma_1
+            if name in matrix:
+                sigma = left[name].mT @ matrix[name] @ right[name]  # its gradient by W is left right^T, that of sigma_1
                 total += jnp.square(jnp.square(sigma) - 1).sum()
             elif last_part(name) != "scale":
                 total += jnp.square(jnp.square(leaf).sum(axis=-1)).sum()
         return lam * total
 
     def gradient_of(params: PyTree, state: Arrays, extra: Mapping[str, Any]) -> tuple[PyTree, Arrays]:
-        vectors = {name: _power_iteration(matrices(k), state[name]) for name, k in kernels(params).items()}
+        vectors = {name: _power_iteration(k, state[name]) for name, k in matrices(params).items()}
         left, right = ({name: pair[i] for name, pair in vectors.items()} for i in (0, 1))
         return jax.grad(penalty)(params, left, right), right
 
@@ -193,9 +197,11 @@ def add_wasserstein_init(lam: float) -> optax.GradientTransformationExtraArgs:
     """The gradient of `wasserstein_init`, for an optax chain."""
 
     def distributions(params: PyTree) -> Arrays:
+        matrix = matrices(params)
+
         def rows(name: str, leaf: jax.Array) -> jax.Array:
-            if is_kernel(name, leaf):
-                return matrices(leaf).reshape(matrices(leaf).shape[0], -1)
+            if name in matrix:
+                return leaf.reshape(len(matrix[name]), -1)
             return leaf.reshape(-1, leaf.shape[-1] if leaf.ndim else 1)
 
         return {name: jnp.sort(rows(name, leaf)) for name, leaf in named_leaves(params).items()}
@@ -243,7 +249,7 @@ def add_churn_penalty(
     """
 
     def init(params: PyTree) -> tuple[Reference, ...]:
-        return (Reference(params),) * history
+        return tuple(reference_to(params) for _ in range(history))
 
     def penalty(params: PyTree, old: PyTree, inputs: tuple[Any, ...]) -> jax.Array:
         assert apply_fn is not None
@@ -259,11 +265,13 @@ def add_churn_penalty(
     def gradient_of(
         params: PyTree, state: tuple[Reference, ...], extra: Mapping[str, Any]
     ) -> tuple[PyTree, tuple[Reference, ...]]:
-        inputs = extra.get("reference") or extra.get("inputs")
-        if apply_fn is None or not inputs:
+        reference = extra.get("reference")
+        inputs = extra.get("inputs") if reference is None else reference
+        if apply_fn is None or inputs is None:
             raise InterventionError("churn_penalty: needs a network and its inputs: tx.update(..., inputs=(...))")
+        check_inputs(inputs)
         gradient = jax.grad(penalty)(params, apply_fn(state[-1].params, *inputs), inputs)
-        return gradient, (Reference(params), *state[:-1])
+        return gradient, (reference_to(params), *state[:-1])
 
     return add_gradient(gradient_of, init)
 
@@ -307,19 +315,20 @@ def add_infer(
     adam = optax.adam(learning_rate)
 
     def init(params: PyTree) -> InferState:
-        sizes = {name: matrices(kernel).shape[::2] for name, kernel in kernels(params).items()}
+        sizes = {name: matrix.shape[::2] for name, matrix in matrices(params).items()}
         places = np.cumsum([members * units for members, units in sizes.values()])
         rows = jnp.split(jax.random.normal(jax.random.key(0), (int(places[-1]), heads)), places[:-1])
         drawn = {
             name: part.reshape(*size, heads) / sqrt(size[1])
             for (name, size), part in zip(sizes.items(), rows, strict=True)
         }
-        return InferState(drawn, drawn, adam.init(drawn), Reference(params))
+        return InferState(drawn, jax.tree.map(jnp.copy, drawn), adam.init(drawn), reference_to(params))
 
     def gradient_of(params: PyTree, state: InferState, extra: Mapping[str, Any]) -> tuple[PyTree, InferState]:
         inputs = extra.get("inputs")
-        if apply_fn is None or not inputs:
+        if apply_fn is None or inputs is None:
             raise InterventionError("infer: needs a network and its inputs: tx.update(..., inputs=(...))")
+        check_inputs(inputs)
         form = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), (params, inputs))
         graph = layer_graph(apply_fn, form[0], *form[1])
         hidden = {leaf for layer in graph.layers for leaf in layer.incoming}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ..agents.learner import Learner, PyTree
 from ..diagnostics.dormancy import dormant_fraction, dormant_units, gradient_dormancy, unit_scores
 from .base import Context, Info, Intervention, every, method, require
-from .parameters import is_kernel, short_name
+from .parameters import in_ensemble, is_kernel, short_name
 from .resets import Init, check_layers, fresh_params, layer_mask
 from .surgery import Count, edit, move_references
 
@@ -146,11 +146,13 @@ def dormancy_of(context: Context, params: PyTree, measure: Measure, tau: float, 
 def dense_mask(params: PyTree) -> PyTree:
     """The kernels of dense layers, of 2 axes or 3 in an ensemble, and what stands beside them under the same module."""
     flat, structure = jax.tree_util.tree_flatten_with_path(params)
+    named = {short_name(path): leaf for path, leaf in flat}
     modules = [short_name(path).rpartition("/")[0] for path, _ in flat]
     dense = {
         module
         for module, (path, leaf) in zip(modules, flat, strict=True)
-        if is_kernel(short_name(path), leaf) and leaf.ndim in (2, 3)
+        if is_kernel(short_name(path), leaf)
+        and (leaf.ndim == 2 or (leaf.ndim == 3 and in_ensemble(short_name(path), named)))
     }
     return jax.tree.unflatten(structure, [module in dense for module in modules])
 

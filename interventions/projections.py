@@ -10,9 +10,10 @@ import optax
 
 from ..agents.learner import PyTree
 from ..diagnostics import layer_graph, named_leaves
-from .base import Intervention, method, require
+from ..diagnostics.layers import check_inputs
+from .base import Intervention, InterventionError, method, require
 from .parameters import is_kernel, kernels, last_part, matrices
-from .surgery import Reference
+from .surgery import Reference, reference_to
 
 
 class NormsState(NamedTuple):
@@ -41,13 +42,13 @@ def clip_weights(kappa: float) -> optax.GradientTransformation:
     def update(steps: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         _require_params(params)
         leaves = named_leaves(params)
+        of_kernels = {name: matrix.shape[1] for name, matrix in matrices(params).items()}
         fan_ins: dict[str, set[int]] = {}
-        for name, leaf in leaves.items():
-            if is_kernel(name, leaf):
-                fan_ins.setdefault(name.rpartition("/")[0], set()).add(matrices(leaf).shape[1])
+        for name, fan_in in of_kernels.items():
+            fan_ins.setdefault(name.rpartition("/")[0], set()).add(fan_in)
 
         def clipped(name: str, leaf: jax.Array, step: jax.Array) -> jax.Array:
-            own = {matrices(leaf).shape[1]} if is_kernel(name, leaf) else fan_ins.get(name.rpartition("/")[0], set())
+            own = {of_kernels[name]} if name in of_kernels else set(fan_ins.get(name.rpartition("/")[0], ()))
             if len(own) != 1 or last_part(name) == "scale":
                 return step
             bound = kappa / sqrt(own.pop())
@@ -67,7 +68,7 @@ def normalize_and_project(period: int = 1, drift: float = 0.0, heads: bool = Fal
 
     This is the projection of NaP. Its other half, a LayerNorm before every nonlinearity, which makes the network blind
     to those norms, is the method `layer_norm`: give both. Members of an ensemble have norms of their own; a kernel that
-    was 0 stays free. A kernel of 3 or 5 axes is taken for that of an ensemble.
+    was 0 stays free. A kernel of 3 or 5 axes is taken for that of an ensemble unless its bias tells otherwise.
     period: gradient steps between projections; the paper reports that rare ones serve as well [from memory].
     drift: share of their distance to the initial values that all other parameters (biases, scales) lose at each
         projection; 0 leaves them. The paper names decay to the initial values, or their removal, as ways to bound them.
@@ -85,12 +86,13 @@ def project_norms(
 ) -> optax.GradientTransformationExtraArgs:
     """Changes steps so that they end at the initial norms; the last of an optax chain. See `normalize_and_project`.
 
-    apply_fn(params, *inputs), and `inputs` given to update, tell which kernels are heads; without them it is the last.
+    apply_fn(params, *inputs), and `inputs` given to update, tell which kernels are heads: InterventionError without them,
+    unless heads are projected too.
     """
 
     def init(params: PyTree) -> NormsState:
-        norms = {name: _norms(leaf) for name, leaf in kernels(params).items()}
-        return NormsState(jnp.zeros((), jnp.int32), norms, Reference(params) if drift else None)
+        norms = {name: _norms(matrix) for name, matrix in matrices(params).items()}
+        return NormsState(jnp.zeros((), jnp.int32), norms, reference_to(params) if drift else None)
 
     def update(
         steps: PyTree, state: NormsState, params: PyTree = None, *, inputs: Any = None, **extra: Any
@@ -103,11 +105,12 @@ def project_norms(
         def project(name: str, leaf: jax.Array, step: jax.Array) -> jax.Array:
             reached = leaf + step
             if name in projected:
-                now = _norms(reached)
+                matrix = reached.reshape(matrices(params)[name].shape)
+                now = _norms(matrix)
                 factor = jnp.where(
                     (state.norms[name] > 0) & (now > 0), state.norms[name] / jnp.maximum(now, 1e-30), 1.0
                 )
-                return (matrices(reached) * factor).reshape(leaf.shape) - leaf
+                return (matrix * factor).reshape(leaf.shape) - leaf
             if drift and not is_kernel(name, leaf):
                 return step + drift * (start[name] - reached)
             return step
@@ -126,20 +129,21 @@ def project_norms(
 
 
 def hidden_kernels(params: PyTree, apply_fn: Callable[..., Any] | None, inputs: Any) -> Sequence[str]:
-    """Names of the kernels that make hidden units, by the layer graph; all but the last where nothing can be traced.
+    """Names of the kernels that make hidden units, by the layer graph.
 
-    LayerGraphError where `apply_fn` and `inputs` are given and the network cannot be followed.
+    LayerGraphError where the network cannot be followed, InterventionError where there is none, or no inputs of it.
     """
     names = list(kernels(params))
     if apply_fn is None or inputs is None:
-        return names[:-1]
+        raise InterventionError("heads are told by the network: give apply_fn, and tx.update(..., inputs=(...))")
+    check_inputs(inputs)
     params, inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), (params, inputs))
     hidden = {leaf for layer in layer_graph(apply_fn, params, *inputs).layers for leaf in layer.incoming}
     return [name for name in names if name in hidden]
 
 
-def _norms(kernel: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.square(matrices(kernel)).sum(axis=(1, 2), keepdims=True))
+def _norms(matrix: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.square(matrix).sum(axis=(1, 2), keepdims=True))
 
 
 def _require_params(params: PyTree) -> None:

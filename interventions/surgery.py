@@ -20,10 +20,19 @@ def replaced(old: jax.Array, new: jax.Array) -> jax.Array:
     return new
 
 
+# Fields of optax's own states that hold parameters: schedule-free, Prodigy, Mechanic, DoG, L-BFGS.
+COPIES = (".z", ".params0", ".x0", ".init_params", ".params")
+
+
 class Reference(struct.PyTreeNode):
     """Parameters that an optimiser holds the learner's against, as those at the start; what is drawn anew is so there, too."""
 
     params: PyTree
+
+
+def reference_to(params: PyTree) -> Reference:
+    """A `Reference` with buffers of its own: a learner that holds one twice could not be donated."""
+    return Reference(jax.tree.map(jnp.copy, params))
 
 
 def edit(
@@ -46,7 +55,10 @@ def edit(
         that are forgotten whole; a count that an optimiser keeps for all entries at once stays. keep: none is touched.
         zero: all start anew, those of entries not edited too.
     target: keep the target's parameters, edit the same entries there, or copy all of the edited learner's.
-    references: whether every `Reference` in the optimiser gets the new values of these entries, as where they are drawn anew.
+    references: whether every `Reference` in the optimiser, and every copy of the parameters that optax is known to keep
+        (COPIES), gets the new values of these entries, as where they are drawn anew.
+
+    What an optimiser keeps in another form, as Adafactor its factors and optax.flatten everything, stays as it is.
     """
     mask = _like(mask, learner.params)
     forgotten = mask if forget is None else _like(forget, learner.params)
@@ -78,7 +90,7 @@ def forget_statistics(opt_state: PyTree, mask: PyTree, count: Count = "entry") -
     longest_first = sorted(masks, key=len, reverse=True)
     named = [next((key for key in longest_first if name.endswith(key)), None) for name in names]
     parameters = [
-        key if key is not None and _statistic(name, leaf, masks[key]) else None
+        key if key is not None and _statistic(name.removesuffix(key), leaf, masks[key]) else None
         for name, key, (_, leaf) in zip(names, named, leaves, strict=True)
     ]
     # A count stands beside statistics; one that stands alone is a schedule's.
@@ -101,10 +113,11 @@ def forget_statistics(opt_state: PyTree, mask: PyTree, count: Count = "entry") -
     )
 
 
-def _statistic(name: str, leaf: Any, mask: jax.Array) -> bool:
+def _statistic(holder: str, leaf: Any, mask: jax.Array) -> bool:
     return (
         not isinstance(leaf, Reference)
-        and ".hyperparams" not in name  # of optax.inject_hyperparams
+        and ".hyperparams" not in holder  # of optax.inject_hyperparams
+        and not holder.endswith(COPIES)
         and jnp.shape(leaf) == mask.shape
         and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
     )
@@ -115,12 +128,21 @@ def _apart(node: Any) -> bool:
 
 
 def move_references(opt_state: PyTree, mask: PyTree, params: PyTree, blend: Blend = replaced) -> PyTree:
-    """The optimiser's state with what `blend` makes of old entries and `params` where `mask`, in every `Reference`."""
+    """The optimiser's state with what `blend` makes of old entries and `params` where `mask`, in every `Reference` and of COPIES."""
+    masks, values = (
+        {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)} for tree in (mask, params)
+    )
 
-    def moved(node: Any) -> Any:
-        return Reference(_where(mask, params, node.params, blend)) if isinstance(node, Reference) else node
+    def moved(path: Any, node: Any) -> Any:
+        if isinstance(node, Reference):
+            return Reference(_where(mask, params, node.params, blend))
+        name = jax.tree_util.keystr(path)
+        own = [key for key in masks if name.endswith(key) and name.removesuffix(key).endswith(COPIES)]
+        if isinstance(node, AdamState) or not own or jnp.shape(node) != jnp.shape(values[own[0]]):
+            return node
+        return jnp.where(masks[own[0]], jnp.asarray(blend(node, values[own[0]]), jnp.result_type(node)), node)
 
-    return jax.tree.map(moved, opt_state, is_leaf=_apart)
+    return jax.tree.map_with_path(moved, opt_state, is_leaf=_apart)
 
 
 def _where(mask: PyTree, new: PyTree, old: PyTree, blend: Blend = replaced) -> PyTree:

@@ -11,6 +11,7 @@ from ..agents.learner import Learner, PyTree
 from ..diagnostics import Layer, LayerGraph
 from ..diagnostics.dormancy import Units, named_leaves, unit_utilities
 from .base import Context, Info, Intervention, InterventionError, every, method, require
+from .parameters import in_ensemble
 from .redo import recyclable, recycle
 from .surgery import Count
 
@@ -167,9 +168,13 @@ def self_normalized_resets(
 
 def in_several_forms(layer: Layer, activations: jax.Array, leaves: Mapping[str, Any]) -> bool:
     """Whether what reads a unit reads more than one value of it in one place."""
-    if all(leaves[kernel].ndim < 4 for kernel in layer.incoming):
+
+    def convolution(kernel: str) -> bool:
+        return leaves[kernel].ndim >= 4 or (leaves[kernel].ndim == 3 and not in_ensemble(kernel, leaves))
+
+    if not any(map(convolution, layer.incoming)):
         return activations.ndim > 1 + len(layer.shape)
-    readers = [owners for kernel, owners in layer.outgoing.items() if leaves[kernel].ndim >= 4]
+    readers = [owners for kernel, owners in layer.outgoing.items() if convolution(kernel)]
     columns = [owners.reshape(-1, *owners.shape[-2:])[0, :, 0] for owners in readers]  # whose each input channel is
     return any(np.unique(column[column >= 0], return_counts=True)[1].max(initial=0) > 1 for column in columns)
 
@@ -184,16 +189,17 @@ def compensated(params: PyTree, graph: LayerGraph, units: Units, means: Units) -
             bias = _bias_of(kernel, old)
             if bias is not None and owners.shape[-1] == 1:  # else its outputs do not lie along the last axis
                 inputs = tuple(range(old[bias].ndim - 1, old[kernel].ndim - 1))  # behind those of the members
-                leaves[bias] = leaves[bias] + (old[kernel] * lost[owners]).sum(axis=inputs)
+                added = (old[kernel] * lost[owners]).sum(axis=inputs)
+                leaves[bias] = leaves[bias] + added.astype(leaves[bias].dtype)
     return jax.tree.unflatten(jax.tree.structure(params), list(leaves.values()))
 
 
 def _bias_of(kernel: str, leaves: dict[str, Any]) -> str | None:
     """The one leaf beside a kernel that has its units' shape."""
     shape = leaves[kernel].shape
-    fits = (shape[:1] + shape[-1:],) if len(shape) in (3, 5) else (shape[-1:],)
+    fits = shape[:1] + shape[-1:] if in_ensemble(kernel, leaves) else shape[-1:]
     module = kernel.rpartition("/")[0]
-    beside = [name for name, leaf in leaves.items() if name.rpartition("/")[0] == module and leaf.shape in fits]
+    beside = [name for name, leaf in leaves.items() if name.rpartition("/")[0] == module and leaf.shape == fits]
     return beside[0] if len(beside) == 1 else None
 
 

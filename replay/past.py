@@ -92,7 +92,9 @@ class PastReplay:
                 raise ValueError(f"it has format {data['format']}, this version reads {FORMAT}")
             self.description = Description.from_json(data)
         except FileNotFoundError:
-            raise PastReplayError(f"{self.directory}: no saved replay there; --save-replay keeps one") from None
+            inside = self.directory / "replay"  # of a run directory
+            told = f"it is in {inside}" if (inside / DESCRIPTION).exists() else "--save-replay keeps one"
+            raise PastReplayError(f"{self.directory}: no saved replay there; {told}") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise PastReplayError(f"{self.directory}: {DESCRIPTION} cannot be read ({error})") from error
         self._manifests: list[bytes] = []

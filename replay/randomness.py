@@ -17,7 +17,9 @@ def random_bits(key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.
         bits = jnp.concatenate(threefry(words, jnp.zeros_like(count), count))
     else:
         bits = jax.random.bits(key, (words.size + size,), jnp.uint32)
-    another = jax.random.wrap_key_data(bits[: words.size].reshape(words.shape), impl=jax.random.key_impl(key))
+    another = bits[: words.size].reshape(words.shape)
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):  # else an old key, which is its data
+        another = jax.random.wrap_key_data(another, impl=jax.random.key_impl(key))
     return another, bits[words.size : words.size + size].reshape(shape)
 
 

@@ -59,6 +59,7 @@ def add(
     The rewards of a window of more than one step are summed in float32, where `Storage` sums in float64.
     """
     discounts = layout.gamma ** np.arange(layout.n_step + 1, dtype=np.float64)
+    terminated, truncated = jnp.asarray(terminated, bool), jnp.asarray(truncated, bool)
     ended = terminated | truncated
     length = state.length + 1
     if layout.n_step == 1:  # every step completes one transition of every environment

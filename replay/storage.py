@@ -299,6 +299,7 @@ class Storage:
         """Start an episode in every environment from `observation` [N, ...]; ValueError while episodes are running."""
         if self._running:
             raise ValueError("replay: begin() while episodes are running; end() comes first")
+        self._check("observation", observation)
         self._current[:] = self._started(observation)
         self._running = True
 
@@ -314,12 +315,14 @@ class Storage:
         """One agent step of the N environments, as `Step` of envs gives it; rewards are stored as they are given.
 
         Result: [N * n_step] int32, the slots of the transitions that became complete, in the order written (by
-        environment, then by age), then -1. ValueError before `begin`.
+        environment, then by age), then -1. ValueError before `begin`, and for fractions where whole numbers are stored.
         """
         if not self._running:
             raise ValueError("replay: add() before begin()")
         terminated = np.asarray(terminated, np.bool_)
-        ended = terminated | truncated
+        ended = terminated | np.asarray(truncated, np.bool_)
+        self._check("action", action)
+        self._check("observation", final_observation)
         reached = final_observation if self._pool is None else self._extended(final_observation)
         self._length += 1
         complete = self._windows.step(self._current, np.asarray(action), np.asarray(reward), ended)
@@ -329,6 +332,12 @@ class Storage:
             self._current[ended] = self._started(observation[ended])
             self._length[ended] = 0
         return slots
+
+    def _check(self, name: str, values: ArrayLike) -> None:
+        """ValueError where storing would cut off fractions."""
+        given, kept = np.asarray(values).dtype, np.dtype(getattr(self.layout, f"{name}_dtype"))
+        if given.kind == "f" and kept.kind in "iub":
+            raise ValueError(f"replay: {name}s are {given} and would be stored as {kept}: give {name}_dtype")
 
     def end(self) -> NDArray[np.int32]:
         """Truncate every running episode where it is; `begin` follows. Result as of `add`."""

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "diagnostics.md", ROOT / "docs" / "interventions.md"]
+NAMES = ("ace", "diagnostics", "interventions", "replay")
+DOCUMENTS = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in NAMES)]
 PROGRAMS = [
     pytest.param(code, id=f"{path.name}-{index}")
     for path in DOCUMENTS

@@ -32,7 +32,7 @@ from resprout.interventions.penalties import (
     weight_decay,
 )
 from resprout.interventions.perturb import shrink_and_perturb
-from resprout.interventions.projections import normalize_and_project, weight_clipping
+from resprout.interventions.projections import normalize_and_project, project_norms, weight_clipping
 from resprout.interventions.surgery import edit
 
 KEY = jax.random.key(0)
@@ -111,19 +111,19 @@ def test_the_reference_follows_an_edit():
 def test_parseval_by_hand():
     """K K^T - I = diag(3, 0): the penalty is 9 and its gradient 4 (K K^T - I) K."""
     params = {"hidden": jnp.diag(jnp.array([2.0, 1.0])), "last": normal(2, 1)}
-    added, _ = gradient_of(add_parseval(0.5), params)
+    added, _ = gradient_of(add_parseval(0.5, heads=["last"]), params)
     close(added["hidden"], 0.5 * np.diag([24.0, 0.0]))
     chex.assert_trees_all_equal(added["last"], jnp.zeros((2, 1)))
     rotation = np.linalg.qr(np.asarray(normal(4, 4)))[0]
     for scale in (1.0, 2.0):
         params = {"hidden": jnp.asarray(np.sqrt(scale) * rotation, jnp.float32), "last": normal(4, 1)}
-        close(gradient_of(add_parseval(1.0, scale), params)[0]["hidden"], np.zeros((4, 4)))
+        close(gradient_of(add_parseval(1.0, scale, heads=["last"]), params)[0]["hidden"], np.zeros((4, 4)))
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (5, 3), (2, 2, 3, 4), (2, 4, 3), (2, 2, 1, 2, 3)])
 def test_parseval_is_that_of_every_member(shape):
     params = {"hidden": {"kernel": normal(*shape), "bias": normal(2, 3)}, "last": normal(2, 1)}
-    added, _ = gradient_of(add_parseval(0.1, 1.5), params)
+    added, _ = gradient_of(add_parseval(0.1, 1.5, heads=["last"]), params)
 
     def penalty(kernel):
         members = kernel if kernel.ndim in (3, 5) else kernel[None]
@@ -135,7 +135,7 @@ def test_parseval_is_that_of_every_member(shape):
 
 
 def test_parseval_makes_kernels_orthogonal():
-    tx = optax.chain(add_parseval(1.0), optax.sgd(0.02))
+    tx = optax.chain(add_parseval(1.0, heads=["last"]), optax.sgd(0.02))
     params = {"hidden": normal(4, 3), "last": normal(3, 1)}
 
     def step(carry, _):
@@ -162,6 +162,11 @@ def mlp_params(seed=0):
 def test_parseval_spares_the_heads():
     added, _ = gradient_of(add_parseval(1.0, apply_fn=mlp), mlp_params(), inputs=(normal(5, 3),))
     assert added["hidden"]["kernel"].any() and not added["a_head"]["kernel"].any()
+    for tx in (add_parseval(1.0, apply_fn=mlp), add_parseval(1.0), project_norms()):
+        with pytest.raises(InterventionError, match="heads are told by the network"):
+            gradient_of(tx, mlp_params())
+    with pytest.raises(TypeError, match="inputs must be a tuple"):
+        gradient_of(add_parseval(1.0, apply_fn=mlp), mlp_params(), inputs=normal(5, 3))
     with pytest.raises(InterventionError, match="parseval: there is no hidden kernel"):
         gradient_of(add_parseval(1.0, apply_fn=lambda p, x: x @ p["w"]), {"w": normal(3, 2)}, inputs=(normal(5, 3),))
 

@@ -663,6 +663,8 @@ def test_units_of_which_none_may_be_replaced():
     learner = trained(lambda key: network.init(key, jnp.zeros((1, 3))))
     for make in (continual_backprop, self_normalized_resets):
         with pytest.raises(InterventionError, match=r"no unit may be recycled \(there is no hidden layer"):
+            intervene(make(), learner, network.apply, (normal(4, 3),), KEY, state=make().init(learner))
+        with pytest.raises(InterventionError, match="remembers between gradient steps"):
             intervene(make(), learner, network.apply, (normal(4, 3),), KEY)
 
 

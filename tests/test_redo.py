@@ -572,7 +572,7 @@ def test_scores_by_gradient_and_by_utility():
     assert selected("activation", 0.1) == [1, 2]  # 9, 0.2, 0, 1 over 2.55
     assert selected("gradient", 0.1) == [0]  # |dL/dh| is the outgoing weight, of silent units too
     assert selected("utility", 0.1) == [0, 2]  # 0.009, 0.2, 0, 1 over 0.30225
-    with pytest.raises(InterventionError, match="redo reads gradients: give intervene a loss_fn"):
+    with pytest.raises(InterventionError, match="gradients are read: give a loss_fn"):
         intervene(redo(score="gradient"), learner, mlp, (x,), KEY)
 
 

@@ -119,6 +119,10 @@ class Experiment(Generic[A]):
             if not holds:
                 raise ExperimentError(message)
 
+        if isinstance(self.interventions, Intervention | str):  # a single one, which could be taken apart as well
+            object.__setattr__(self, "interventions", (self.interventions,))
+        if isinstance(self.replay_from, str):
+            object.__setattr__(self, "replay_from", (self.replay_from,))
         for name in ("steps", "num_envs", "log_every", "keep_checkpoints"):
             check(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("seed", "eval_every", "eval_episodes", "checkpoint_every", "diagnose_every"):
