@@ -34,7 +34,8 @@ def read(directory: Path) -> dict[str, dict[str, Any]]:
         versions = flat({"version": config["versions"]})
         lines = read_metrics(directory / "metrics.jsonl")
         summary_path = directory / "summary.json"
-        summary = read_record(summary_path, episode_returns=list) if summary_path.exists() else {}
+        summary = read_record(summary_path) if summary_path.exists() else {}
+        episodes = len(summary.get("episode_returns", ())) or None
     except (OSError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{directory} is not a run directory ({type(error).__name__}: {error})") from None
     metrics: dict[str, Any] = {}
@@ -44,7 +45,7 @@ def read(directory: Path) -> dict[str, dict[str, Any]]:
     results = {
         "finished": "yes" if summary else f"no, at agent step {step}",
         "return": summary.get("return"),
-        "episodes": len(summary.get("episode_returns", ())) or None,
+        "episodes": episodes,
         "agent steps": summary.get("agent_steps", step),
         "gradient steps": summary.get("gradient_steps", lines[-1].get("gradient_step") if lines else 0),
         "steps per second": summary.get("steps_per_second"),
