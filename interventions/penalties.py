@@ -271,7 +271,7 @@ def add_churn_penalty(
             raise InterventionError("churn_penalty: needs a network and its inputs: tx.update(..., inputs=(...))")
         check_inputs(inputs)
         gradient = jax.grad(penalty)(params, apply_fn(state[-1].params, *inputs), inputs)
-        return gradient, (reference_to(params), *state[:-1])
+        return gradient, (Reference(params), *state[:-1])
 
     return add_gradient(gradient_of, init)
 
