@@ -14,7 +14,7 @@ from ..training.checkpoint import write_atomically
 from .changing import Turns
 from .compare import flat
 from .plots import Curve, Look, curves_svg, intervals_svg, looks, profiles_svg
-from .results_ import RETURNS, Point, Row
+from .results_ import RESULTS, RETURNS, Point, Row
 from .runner import run_directory
 from .sheet import FEW, Sheet, cells, few, plain
 from .stats import LEVEL, differences, mean, performance_profile, stratified_interval
@@ -52,9 +52,8 @@ def write_report(path: Path, name: str, suite: Suite, source: str, out: Path | N
     out, results: run directories and a folder of results, either or both. ValueError, in one line, where there is nothing.
     """
     rows, points = gather(name, suite, out, results)
-    flags = [
-        f" {flag} {shlex.quote(str(folder))}" for flag, folder in (("--out", out), ("--results", results)) if folder
-    ]
+    given = (("--out", out), ("--results", results if results != RESULTS else None))
+    flags = [f" {flag} {shlex.quote(str(folder))}" for flag, folder in given if folder]
     written_by = f"resprout bench report {name} --html {shlex.quote(str(path))}{''.join(flags)}"
     page = TEMPLATE.read_text().replace("@title@", escape(f"{name} · resprout"))
     write_atomically(path, page.replace("@body@", body(name, suite, source, rows, points, out, written_by)))
@@ -164,7 +163,7 @@ def aggregate(
         named = {arm: f"{arm} - {suite.baselines[arm]}" for arm in paired}
         axis = f"IQM of differences of {unit}"
         drawn = figure(intervals_svg("pairs", pairs.title, axis, paired, styles, named)) if paired else ""
-        parts.append(f"<h3>{escape(pairs.title)}</h3>{pair(drawn, table(pairs, title=False))}")
+        parts.append(f"<h3>{escape(pairs.title)}</h3>{drawn}{table(pairs, title=False)}")
         parts += [table(sheet) for sheet in more]
     complete = {arm: by_task for arm, by_task in scores.items() if all(by_task[task] for task in evaluated)}
     if complete:
