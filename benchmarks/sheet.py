@@ -57,7 +57,12 @@ def plain(value: float) -> str:
     return f"{value:.{3 if abs(value) < 1 else 2 if abs(value) < 100 else 1}f}"
 
 
-def cells(interval: Interval, runs: Scores, shown: Callable[[float], str] = "{:.3f}".format) -> tuple[str, str]:
+def score(value: float) -> str:
+    """One on the scale of several tasks."""
+    return f"{value:.3f}"
+
+
+def cells(interval: Interval, runs: Scores, shown: Callable[[float], str] = score) -> tuple[str, str]:
     """The estimate and its interval, which a single run of each task has not."""
     if np.isnan(interval.estimate):
         return "", ""
@@ -66,7 +71,7 @@ def cells(interval: Interval, runs: Scores, shown: Callable[[float], str] = "{:.
     return shown(interval.estimate), f"{shown(interval.low)} to {shown(interval.high)}"
 
 
-def cell(interval: Interval, runs: Scores, shown: Callable[[float], str] = "{:.3f}".format) -> str:
+def cell(interval: Interval, runs: Scores, shown: Callable[[float], str] = score) -> str:
     """Both in one."""
     estimate, within = cells(interval, runs, shown)
     return estimate and f"{estimate} ({within})"

@@ -14,7 +14,7 @@ from ..training import Experiment
 from .changing import Turns, areas, changing_sheets, scaled, training_curves, turns_of
 from .published_ import Column, Published, all_mismatches, normalised
 from .results_ import Point, Row, paths, read_curves, read_finished, read_rows
-from .sheet import FEW, Sheet, cell, cells, directions, few, notes_on_pairs, plain, spread, verdict
+from .sheet import FEW, Sheet, cell, cells, directions, few, notes_on_pairs, plain, score, spread, verdict
 from .stats import (
     Array,
     Statistic,
@@ -413,7 +413,7 @@ def beside(
         found = dataclasses.replace(column, metric=metric).value(f"ALL({len(suite.tasks)})")
         if found:
             runs = arrays(own, suite.tasks)
-            shown = "{:.3f}".format if suite.human else plain
+            shown = score if suite.human else plain
             interval = cell(stratified_interval(runs, statistic=statistic), runs, shown)
             own_cell = f"{interval}, {of_runs(min(map(len, runs)))}"
             yield found, f"{metric.partition('_')[0]}, {len(suite.tasks)} tasks", own_cell

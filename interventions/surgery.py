@@ -1,6 +1,6 @@
 """The one edit that every method makes: parameters, what the optimiser remembers of them, and the target together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import jax
@@ -87,8 +87,7 @@ def forget_statistics(opt_state: PyTree, mask: PyTree, count: Count = "entry") -
         opt_state, is_leaf=lambda node: isinstance(node, Reference)
     )
     names = [jax.tree_util.keystr(path) for path, _ in leaves]
-    longest_first = sorted(masks, key=len, reverse=True)
-    named = [next((key for key in longest_first if name.endswith(key)), None) for name in names]
+    named = [_parameter_of(name, masks) for name in names]
     parameters = [
         key if key is not None and _statistic(name.removesuffix(key), leaf, masks[key]) else None
         for name, key, (_, leaf) in zip(names, named, leaves, strict=True)
@@ -111,6 +110,11 @@ def forget_statistics(opt_state: PyTree, mask: PyTree, count: Count = "entry") -
         structure,
         [forgotten(name, key, leaf) for name, key, (_, leaf) in zip(names, parameters, leaves, strict=True)],
     )
+
+
+def _parameter_of(name: str, keys: Iterable[str]) -> str | None:
+    """The parameter under whose name a leaf of the optimiser's state stands: of several the one with the longest path."""
+    return max((key for key in keys if name.endswith(key)), key=len, default=None)
 
 
 def _statistic(holder: str, leaf: Any, mask: jax.Array) -> bool:
@@ -137,10 +141,12 @@ def move_references(opt_state: PyTree, mask: PyTree, params: PyTree, blend: Blen
         if isinstance(node, Reference):
             return Reference(_where(mask, params, node.params, blend))
         name = jax.tree_util.keystr(path)
-        own = [key for key in masks if name.endswith(key) and name.removesuffix(key).endswith(COPIES)]
-        if isinstance(node, AdamState) or not own or jnp.shape(node) != jnp.shape(values[own[0]]):
+        key = _parameter_of(name, masks)
+        if isinstance(node, AdamState) or key is None or not name.removesuffix(key).endswith(COPIES):
             return node
-        return jnp.where(masks[own[0]], jnp.asarray(blend(node, values[own[0]]), jnp.result_type(node)), node)
+        if jnp.shape(node) != jnp.shape(values[key]):
+            return node
+        return _chosen(masks[key], values[key], node, blend)
 
     return jax.tree.map_with_path(moved, opt_state, is_leaf=_apart)
 
@@ -149,10 +155,11 @@ def _where(mask: PyTree, new: PyTree, old: PyTree, blend: Blend = replaced) -> P
     """By their paths, for an old tree may lack some of the leaves, as under optax.masked; its dtypes stay."""
     masks, values = (dict(jax.tree.leaves_with_path(tree)) for tree in (mask, new))
 
-    def chosen(path: Any, leaf: Any) -> jax.Array:
-        return jnp.where(masks[path], jnp.asarray(blend(leaf, values[path]), jnp.result_type(leaf)), leaf)
+    return jax.tree.map_with_path(lambda path, leaf: _chosen(masks[path], values[path], leaf, blend), old)
 
-    return jax.tree.map_with_path(chosen, old)
+
+def _chosen(mask: jax.Array, new: jax.Array, old: jax.Array, blend: Blend) -> jax.Array:
+    return jnp.where(mask, jnp.asarray(blend(old, new), jnp.result_type(old)), old)
 
 
 def _like(mask: PyTree, params: PyTree) -> PyTree:

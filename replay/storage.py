@@ -251,6 +251,8 @@ class Storage:
         self.written = 0  # transitions ever written
         self._oldest = 0  # the first transition this ring ever held
         self._columns = {name: np.zeros(capacity, dtype) for name, dtype in layout.columns.items()}
+        dtypes = {"observation": np.dtype(layout.observation_dtype), "action": np.dtype(layout.action_dtype)}
+        self._whole = {name: dtype for name, dtype in dtypes.items() if dtype.kind in "iub"}  # no place for fractions
         self._begins = np.zeros(capacity, np.bool_)  # whether the transition is the first of an episode
         self._draws = _Draws(capacity) if count_draws else None
         self._stack = layout.frame_stack
@@ -321,11 +323,12 @@ class Storage:
             raise ValueError("replay: add() before begin()")
         terminated = np.asarray(terminated, np.bool_)
         ended = terminated | np.asarray(truncated, np.bool_)
+        action = np.asarray(action)
         self._check("action", action)
         self._check("observation", final_observation)
         reached = final_observation if self._pool is None else self._extended(final_observation)
         self._length += 1
-        complete = self._windows.step(self._current, np.asarray(action), np.asarray(reward), ended)
+        complete = self._windows.step(self._current, action, np.asarray(reward), ended)
         slots = self._write(complete, terminated, reached)
         self._current[:] = reached
         if ended.any():
@@ -335,8 +338,8 @@ class Storage:
 
     def _check(self, name: str, values: ArrayLike) -> None:
         """ValueError where storing would cut off fractions."""
-        given, kept = np.asarray(values).dtype, np.dtype(getattr(self.layout, f"{name}_dtype"))
-        if given.kind == "f" and kept.kind in "iub":
+        if name in self._whole and (given := np.asarray(values).dtype).kind == "f":
+            kept = self._whole[name]
             raise ValueError(f"replay: {name}s are {given} and would be stored as {kept}: give {name}_dtype")
 
     def end(self) -> NDArray[np.int32]:

@@ -170,10 +170,10 @@ def test_what_a_constant_channel_brings_moves_into_the_bias_of_a_convolution_alo
     silent = moved["params"]["conv"] | {"bias": conv["bias"].at[0].set(0.0)}
     after = network.apply({"params": moved["params"] | {"conv": silent}}, series)
     np.testing.assert_allclose(after, network.apply(params, series), atol=1e-5)
-    with_two = continual_backprop(maturity=0, rate=0.5, compensate=True)
+    replacing = continual_backprop(maturity=0, rate=0.5, compensate=True)
     learner = Learner(params, None, optax.adam(1e-3).init(params))
     context = context_for(learner, network.apply, (series,), KEY, now=True)
-    jax.jit(functools.partial(with_two.update, context=context))(learner, with_two.init(learner))  # it can be traced
+    jax.jit(functools.partial(replacing.update, context=context))(learner, replacing.init(learner))  # it can be traced
 
 
 # Halves
